@@ -1,0 +1,43 @@
+# One-word commands; each does its own set-up (virtual environment, pinned packages).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check bench bench-model clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## make the virtual environment with the pinned packages
+
+demo: $(STAMP)  ## ask one private question under every trust mode, device and cloud in two processes
+	$(BIN)/splitinfer demo
+
+test: $(STAMP)  ## the tests that fit in 15 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## every test, the slow ones included
+	$(BIN)/python -m pytest -m ''
+
+check: $(STAMP)  ## ruff, mypy strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## sealing and opening against raw AES-GCM in the same run
+	$(BIN)/python benchmarks/sealing.py
+
+bench-model: $(STAMP)  ## exact match of the embedded model by context length and question kind, into its model card
+	$(BIN)/python benchmarks/embedded_model.py --write
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,203 @@
+"""One request through the door: its limits, its body to the cloud, the cloud's reply or refusal back; cloud side."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.bridge import Ended, Head, Inbound, Outbound, start_call
+from server.limits import Slots, declared_body_bytes
+from server.log import report_internal_error
+from server.problems import FIXED_HEADERS, Problem, problem_for
+from splitinfer.errors import LimitExceededError, SplitInferError, TransportTimeoutError
+from splitinfer.handoff import Cloud, Route
+
+__all__ = ["Door", "Exchange", "Lane"]
+
+_KEYSET_WORKERS = 2
+_KEYSET_WAITING = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The workers of one kind of request, how many may wait for them, and how large a body may be."""
+
+    executor: ThreadPoolExecutor
+    slots: Slots
+    max_body_bytes: int
+    media_type: str
+
+
+class Door:
+    """What all requests share: the cloud, the lanes and whether the server drains.
+
+    Keysets have a lane of their own, so that long transfers do not make the recipient unknown.
+    """
+
+    def __init__(self, cloud: Cloud, *, max_transfers: int, max_body_bytes: int, silence_seconds: float) -> None:
+        self.cloud = cloud
+        self.silence_seconds = silence_seconds
+        self.is_draining = False
+        workers = ThreadPoolExecutor(max_transfers, thread_name_prefix="transfer")
+        keyset_workers = ThreadPoolExecutor(_KEYSET_WORKERS, thread_name_prefix="keyset")
+        self._transfers = Lane(workers, Slots(max_transfers), max_body_bytes, "application/octet-stream")
+        self._keysets = Lane(keyset_workers, Slots(_KEYSET_WAITING), 0, "application/json")
+
+    def lane(self, route: Route) -> Lane:
+        """Return the lane of a route."""
+        return self._keysets if route is Route.KEYSET else self._transfers
+
+    def close(self) -> None:
+        """Wait for the workers, which end at their next read or piece, and refuse new calls; idempotent."""
+        self._transfers.executor.shutdown()
+        self._keysets.executor.shutdown()
+
+
+class Exchange(Response):
+    """The answer to one request, as Starlette calls it: it reads the body and sends the reply itself."""
+
+    def __init__(self, door: Door, route: Route) -> None:
+        super().__init__()
+        self._door, self._route, self._lane = door, route, door.lane(route)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the limits before any of the body is read, then let the cloud answer."""
+        refusal = self._refusal(Headers(scope=scope))
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        await self._call(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> Problem | None:
+        """Return why this request is not begun; where it is, a slot has been taken."""
+        if self._door.is_draining:
+            return Problem(503, "draining")
+        try:
+            body_bytes = declared_body_bytes(headers, limit_bytes=self._lane.max_body_bytes)
+        except LimitExceededError as error:
+            return problem_for(error)
+        has_no_body = self._route is Route.KEYSET and not {"content-length", "transfer-encoding"} & set(headers)
+        if body_bytes is None and not has_no_body:
+            return Problem(411, "length_required")
+        if not self._lane.slots.take():
+            return Problem(429, "remote_busy")
+        return None
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        inbound, outbound = Inbound(loop), Outbound(loop)
+        over = start_call(self._door.cloud, self._route, inbound, outbound, self._lane.executor)
+        # The slot is the worker's: a client that left does not make room for another call before its own has ended.
+        over.add_done_callback(lambda _: self._lane.slots.give_back())
+        feeder = _Feeder(receive, inbound, outbound, self._door.silence_seconds)
+        sender = _Sender(outbound, send, self._lane.media_type, self._door.silence_seconds)
+        feeding = asyncio.create_task(feeder.run())
+        try:
+            ended = await sender.run()
+        finally:
+            inbound.abandon()
+            outbound.abandon()
+            feeding.cancel()
+        await asyncio.wait({feeding})
+        if ended.error is not None:
+            await self._refuse(ended.error, sender, scope, receive, send, is_body_read=feeder.is_body_read)
+
+    async def _refuse(
+        self, error: BaseException, sender: _Sender, scope: Scope, receive: Receive, send: Send, *, is_body_read: bool
+    ) -> None:
+        if not isinstance(error, SplitInferError):
+            report_internal_error(error)
+        if sender.is_begun:
+            _abort(scope)
+        else:
+            await problem_for(error, is_body_read=is_body_read)(scope, receive, send)
+
+
+class _Sender:
+    """Sends the reply as it comes; its last bytes once the call has ended well, so that a late failure shows."""
+
+    def __init__(self, outbound: Outbound, send: Send, media_type: str, silence_seconds: float) -> None:
+        self._outbound, self._send, self._media_type = outbound, send, media_type
+        self._silence_seconds = silence_seconds
+        self._left_bytes = 0
+        self._last = b""
+        self.is_begun = False
+
+    async def run(self) -> Ended:
+        """Send what comes and return how it ended; a client that takes nothing for too long ends it."""
+        try:
+            return await self._run()
+        except TimeoutError:
+            return Ended(TransportTimeoutError("the client did not take the reply in time"))
+
+    async def _run(self) -> Ended:
+        while not isinstance(event := await self._outbound.take(), Ended):
+            if isinstance(event, Head):
+                self.is_begun = True
+                self._left_bytes = event.body_bytes
+                await self._send_in_time(self._head(event))
+            else:
+                await self._body(event)
+        if event.error is None and not event.is_gone:
+            await self._send_in_time({"type": "http.response.body", "body": self._last, "more_body": False})
+        return event
+
+    async def _body(self, piece: bytes) -> None:
+        self._left_bytes -= len(piece)
+        if self._left_bytes == 0:
+            self._last += piece
+        else:
+            await self._send_in_time({"type": "http.response.body", "body": piece, "more_body": True})
+
+    def _head(self, head: Head) -> dict[str, object]:
+        headers = {**FIXED_HEADERS, "Content-Type": self._media_type, "Content-Length": str(head.body_bytes)}
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        return {"type": "http.response.start", "status": 200, "headers": raw}
+
+    async def _send_in_time(self, message: dict[str, object]) -> None:
+        async with asyncio.timeout(self._silence_seconds):
+            await self._send(message)
+
+
+class _Feeder:
+    """Moves the request body to the worker, and afterwards waits for the client to leave."""
+
+    def __init__(self, receive: Receive, inbound: Inbound, outbound: Outbound, silence_seconds: float) -> None:
+        self._receive, self._inbound, self._outbound = receive, inbound, outbound
+        self._silence_seconds = silence_seconds
+        self.is_body_read = False
+
+    async def run(self) -> None:
+        """Feed the body; a client that sends nothing for too long, or leaves, ends the exchange."""
+        while not self.is_body_read:
+            try:
+                async with asyncio.timeout(self._silence_seconds):
+                    message = await self._receive()
+            except TimeoutError:
+                self._outbound.end(Ended(TransportTimeoutError("the body did not arrive in time")))
+                return
+            if message["type"] == "http.disconnect":
+                break
+            await self._feed(message["body"], is_last=not message["more_body"])
+        else:
+            await self._receive()
+        self._outbound.end(Ended(None, is_gone=True))
+
+    async def _feed(self, piece: bytes, *, is_last: bool) -> None:
+        self.is_body_read = is_last
+        if piece:
+            await self._inbound.feed(piece)
+        if is_last:
+            self._inbound.end()
+
+
+def _abort(scope: Scope) -> None:
+    # Without a protocol that offers it, a return without the last body message closes the connection early as well.
+    abort = scope.get("state", {}).get("abort")
+    if abort is not None:
+        abort()

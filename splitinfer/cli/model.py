@@ -1,0 +1,96 @@
+"""`splitinfer model`: shows what a model is, its digests, and fetches one from the hub; thin."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from splitinfer.errors import ModelNotFoundError, TransportError
+from splitinfer.model.identity import identify, read_json
+from splitinfer.model.loading import resolve_source
+
+__all__ = ["add_parser", "fetch"]
+
+# Weights as safetensors, settings and tokenizers; never pickles, never code.
+FETCH_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model")
+_EPILOG = """examples:
+  splitinfer model info embedded
+  splitinfer model digest ./my-model --json
+  splitinfer model fetch Qwen/Qwen3-0.6B
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `model` command."""
+    parser = subparsers.add_parser(
+        "model",
+        help="show, identify and fetch models",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="model_command", required=True, metavar="COMMAND")
+    rows: tuple[tuple[str, str, str, Callable[[argparse.Namespace], int]], ...] = (
+        ("info", "SOURCE", "show a model's architecture and digests", _info),
+        ("digest", "SOURCE", "print the weights digest, as a policy pins it", _digest),
+        ("fetch", "HUB_ID", "download a model from the hub", _fetch),
+    )
+    for name, argument, text, handler in rows:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("source", metavar=argument)
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+        command.set_defaults(handler=handler)
+
+
+def _info(args: argparse.Namespace) -> int:
+    directory = resolve_source(args.source)
+    config = read_json(directory / "config.json")
+    names = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings")
+    facts = {name: config[name] for name in names if name in config}
+    _print({"source": args.source, **facts, **asdict(identify(directory))}, as_json=args.json)
+    return 0
+
+
+def _digest(args: argparse.Namespace) -> int:
+    identity = asdict(identify(resolve_source(args.source)))
+    if args.json:
+        _print(identity, as_json=True)
+    else:
+        print(identity["weights_sha256"])
+    return 0
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    directory = fetch(args.source, log=getattr(args, "log", None))
+    _print({"source": args.source, "directory": str(directory), **asdict(identify(directory))}, as_json=args.json)
+    return 0
+
+
+def fetch(hub_id: str, *, log: Callable[[str], None] | None = None) -> Path:
+    """Download a model into the hub cache and return its directory; `log` is called with the id before anything moves.
+
+    Raises ModelNotFoundError where the hub does not have it, TransportError where the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if log is not None:
+        log(hub_id)
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(FETCH_PATTERNS)))
+    except LocalEntryNotFoundError as error:
+        raise TransportError("the hub cannot be reached; check the network, or copy the model here") from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ModelNotFoundError(f"the hub does not offer {hub_id!r}; check the id and your access to it") from error
+    except OSError as error:
+        raise TransportError("the hub cannot be reached, or the files cannot be written here") from error
+
+
+def _print(facts: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name:24} {value}")

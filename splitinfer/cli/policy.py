@@ -1,0 +1,102 @@
+"""`splitinfer policy`: list, show, explain and check policies; arguments to text, device side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from trust_models.explain import explain
+from trust_models.modes import MODES
+from trust_models.policy import Policy, builtin_names, load_builtin, load_policy, parse_policy, policy_text, resolve
+
+__all__ = ["add_parser"]
+
+_EPILOG = """examples:
+  splitinfer policy list
+  splitinfer policy show public-prefix > policy.toml     a commented file to start from
+  splitinfer policy explain policy.toml                  what leaves, who can read it
+  splitinfer policy check policy.toml                    exit code 3 and a sentence if it cannot be used
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `policy` command."""
+    parser = subparsers.add_parser(
+        "policy",
+        help="list, show, explain and check policies",
+        description="List, show, explain and check policies. Nothing is sent.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="policy_command", required=True, metavar="COMMAND")
+    _command(commands, "list", "list the built-in policies", _list)
+    shown = _command(
+        commands, "show", "print a policy as it is written; --json: every setting, defaults included", _show
+    )
+    shown.add_argument("policy", metavar="NAME_OR_FILE", help="a built-in policy's name or a file")
+    explained = _command(commands, "explain", "say in plain language what leaves and who can read it", _explain)
+    explained.add_argument("policy", metavar="NAME_OR_FILE", help="a built-in policy's name or a file")
+    checked = _command(commands, "check", "check that a policy file can be used", _check)
+    checked.add_argument("file", metavar="FILE", help="the policy file")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, handler: object
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _list(args: argparse.Namespace) -> int:
+    policies = [load_builtin(name) for name in builtin_names()]
+    if args.json:
+        rows = [{"name": policy.mode.value, **_summary(policy)} for policy in policies]
+        print(json.dumps({"policies": rows}))
+        return 0
+    width = max(len(name) for name in builtin_names())
+    for policy in policies:
+        print(f"{policy.mode:<{width}}  the cloud reads: {MODES[policy.mode].cloud_reads}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    text, origin = policy_text(args.policy)
+    policy = parse_policy(text, origin=origin)
+    if args.json:
+        settings = policy.model_dump(mode="json", exclude_none=True)
+        print(json.dumps({"policy": settings, "digest": policy.digest}))
+        return 0
+    print(text, end="" if text.endswith("\n") else "\n")
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    policy = resolve(args.policy)
+    text = explain(policy)
+    print(json.dumps({**_summary(policy), "explanation": text}) if args.json else text)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    policy = load_policy(Path(args.file))
+    if args.json:
+        print(json.dumps({"usable": True, "mode": policy.mode.value, "digest": policy.digest}))
+        return 0
+    print(f"{args.file}: usable, mode {policy.mode}, digest {policy.digest}")
+    return 0
+
+
+def _summary(policy: Policy) -> dict[str, object]:
+    row = MODES[policy.mode]
+    return {
+        "mode": policy.mode.value,
+        "digest": policy.digest,
+        "crosses": row.crosses,
+        "protection": row.protection,
+        "private_text_readable_by": list(row.readable_by),
+        "cloud_reads": row.cloud_reads,
+        "guarantee": row.guarantee,
+    }

@@ -1,0 +1,1 @@
+"""What leaves the device, and the record of it: the gate, the tamper-evident audit log, checkpoints; device side."""

@@ -1,0 +1,259 @@
+"""One sealed exchange with the cloud, under one permit: keyset, request, reply, receipt; on the device.
+
+permit -> appraised recipient -> sealed request -> released -> transport -> opened reply -> checked receipt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from splitinfer import schedule
+from splitinfer.attestation.appraise import SeenKeysets, appraise
+from splitinfer.attestation.sender import sender_id
+from splitinfer.egress.gate import CallRecord, Permit
+from splitinfer.egress.receipts import check_receipt
+from splitinfer.errors import LimitExceededError, SplitInferError
+from splitinfer.handoff import (
+    PackedCache,
+    Reply,
+    Route,
+    SamplingParams,
+    Sink,
+    Transport,
+    VerifiedRecipient,
+)
+from splitinfer.placement import Step
+from splitinfer.receive.expectations import Expectations
+from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
+from splitinfer.receive.tokens import TOKEN_BYTES, token_slab
+from splitinfer.sealing.frames import Frame
+from splitinfer.sealing.manifest import (
+    VERSION,
+    CacheWire,
+    ModelWire,
+    NumericsWire,
+    RequestManifest,
+    SamplingWire,
+    SessionWire,
+    TokensWire,
+    cache_bytes,
+    manifest_region,
+)
+from splitinfer.sealing.receipt import Receipt
+from splitinfer.sealing.signing import signer
+from splitinfer.sealing.stream import PROMPT_CHUNK_BYTES, TAG_BYTES, chunk_count
+from splitinfer.sealing.transfer import HEAD_BOUND_BYTES, seal_request
+
+__all__ = ["Ask", "Exchange", "decode_ask", "prefill_ask"]
+
+MAX_KEYSET_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class Ask:
+    """What to send, before it is known to which keys: sealed manifest fields, pieces, and their exact sizes."""
+
+    route: Route
+    manifest: RequestManifest
+    pieces: Iterable[memoryview | bytes]
+    following_bytes: int
+    chunk_bytes: int
+
+    @property
+    def bytes_up_bound(self) -> int:
+        """Return the most bytes that this request's body can have."""
+        region = len(manifest_region(self.manifest.to_bytes(), chunk_bytes=self.chunk_bytes))
+        chunks = chunk_count(region + self.following_bytes, self.chunk_bytes)
+        return HEAD_BOUND_BYTES + chunks * (self.chunk_bytes + TAG_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The sealed manifest's fields that every request of a run shares."""
+
+    policy_sha256: str
+    codec: str
+    pad: str
+    session_id: str
+    model: ModelWire
+    numerics: NumericsWire
+
+
+def prefill_ask(common: Common, token_ids: tuple[int, ...], steps: tuple[Step, ...]) -> Ask:
+    """Ask for the cache of these tokens; the token slab is padded to its size class."""
+    tokens = TokensWire(true=len(token_ids), padded=schedule.pad_tokens(len(token_ids)))
+    manifest = _manifest(common, "prefill", tokens, steps, cache=None, last_token=None, sampling=None)
+    slab = token_slab(token_ids, padded_tokens=tokens.padded)
+    return Ask(Route.PREFILL, manifest, [slab], tokens.padded * TOKEN_BYTES, PROMPT_CHUNK_BYTES)
+
+
+def decode_ask(
+    common: Common, packed: PackedCache, *, steps: tuple[Step, ...], last_token: int, params: SamplingParams
+) -> Ask:
+    """Ask for the answer to this cache and last token."""
+    tokens = TokensWire(true=packed.true_tokens, padded=schedule.pad_tokens(packed.true_tokens))
+    manifest = _manifest(
+        common,
+        "decode",
+        tokens,
+        steps,
+        cache=CacheWire.of(packed.layout),
+        last_token=last_token,
+        sampling=SamplingWire.of(params),
+    )
+    total = cache_bytes(packed.layout, tokens.padded)
+    return Ask(Route.DECODE, manifest, packed.slabs(), total, schedule.cache_chunk_bytes(total))
+
+
+def _manifest(
+    common: Common,
+    kind: str,
+    tokens: TokensWire,
+    steps: tuple[Step, ...],
+    *,
+    cache: CacheWire | None,
+    last_token: int | None,
+    sampling: SamplingWire | None,
+) -> RequestManifest:
+    return RequestManifest(
+        version=VERSION,
+        kind="prefill" if kind == "prefill" else "decode",
+        protection="sealed",
+        codec=common.codec,
+        pad=common.pad,
+        policy_sha256=common.policy_sha256,
+        log_checkpoint="0" * 64,
+        model=common.model,
+        numerics=common.numerics,
+        session=SessionWire(session_id=common.session_id, turn=0, parent_root="", base_tokens=0),
+        tokens=tokens,
+        steps=list(steps),
+        cache=cache,
+        last_token=last_token,
+        sampling=sampling,
+    )
+
+
+class Exchange:
+    """Carries one ask through the permit; afterwards `receipt` is the checked receipt and `reply` what was opened."""
+
+    def __init__(
+        self,
+        permit: Permit,
+        transport: Transport,
+        *,
+        device_key: Ed25519PrivateKey,
+        expected: Expectations,
+        clock: Callable[[], float],
+        randomness: Callable[[int], bytes],
+    ) -> None:
+        self._permit, self._transport, self._device_key = permit, transport, device_key
+        self._expected, self._clock, self._randomness = expected, clock, randomness
+        self._raw: Reply | None = None
+        self._call: CallRecord | None = None
+        self._recipient: VerifiedRecipient | None = None
+        self.reply: OpenedReply | None = None
+        self.receipt: Receipt | None = None
+
+    @property
+    def has_sent(self) -> bool:
+        """Tell whether any byte of a sealed body left."""
+        return self._call is not None and self._call.bytes_sent > 0
+
+    def appraise(self, *, pinned_sha256: str, seen: SeenKeysets) -> VerifiedRecipient:
+        """Fetch the keyset through the gate and appraise it."""
+        released, _ = self._permit.release(Route.KEYSET)
+        reply = self._transport.exchange(released)
+        try:
+            data = _read_all(reply, limit=MAX_KEYSET_BYTES)
+        finally:
+            reply.close()
+        return appraise(data, pinned_sha256=pinned_sha256, now=int(self._clock()), seen=seen)
+
+    def send(self, ask: Ask, recipient: VerifiedRecipient) -> OpenedReply:
+        """Seal, release and send the ask; return the reply once its manifest is authentic.
+
+        A sealed refusal raises the error that it names.
+        """
+        manifest = ask.manifest.model_copy(update={"log_checkpoint": self._permit.checkpoint_commitment})
+        key = self._device_key
+        body, keys = seal_request(
+            ask.pieces,
+            sealed_manifest=manifest.to_bytes(),
+            following_bytes=ask.following_bytes,
+            chunk_bytes=ask.chunk_bytes,
+            recipient=recipient,
+            sender_id=sender_id(recipient.keyset_digest, key.public_key().public_bytes_raw()),
+            signer=signer(key),
+            now=int(self._clock()),
+            randomness=self._randomness,
+        )
+        released, call = self._permit.release(
+            ask.route,
+            body=body,
+            body_bytes=body.body_bytes,
+            recipient=recipient,
+            transfer_id=keys.transfer_id.hex(),
+        )
+        self._call, self._recipient = call, recipient
+        try:
+            self._raw = self._transport.exchange(released)
+        finally:
+            call.sent_root = body.stream.root().hex()
+        sent = SentRequest(keys, manifest.digest.hex(), recipient.receipt_public_key, ask.manifest.tokens.true)
+        reply = self.reply = open_reply(self._raw, sent, self._expected)
+        if reply.manifest.kind == "refusal":
+            error = reply.refuse()
+            self.receipt = reply.receipt
+            raise error
+        return reply
+
+    def receive_cache(self, reply: OpenedReply, sink: Sink, *, padded_tokens: int) -> object:
+        """Receive a cache, check the receipt, and return what the sink finished."""
+        layout = self._expected.layout
+        sizes = (slab.size_bytes for slab in schedule.slabs(layout, padded_tokens))
+        verified = reply.receive_cache(sink, sizes, data_bytes=cache_bytes(layout, padded_tokens))
+        try:
+            self._check_receipt(reply)
+        except SplitInferError:
+            sink.wipe()
+            raise
+        return verified.payload
+
+    def receive_frames(self, reply: OpenedReply) -> Iterator[Frame]:
+        """Yield verified frames, then check the receipt."""
+        yield from reply.frames()
+        self._check_receipt(reply)
+
+    def close(self) -> None:
+        """Note the root of what arrived and close the connection."""
+        if self._call is not None and self.reply is not None:
+            self._call.received_root = self.reply.reader.root().hex()
+        if self._raw is not None:
+            self._raw.close()
+
+    def _check_receipt(self, reply: OpenedReply) -> None:
+        receipt, call, recipient = reply.receipt, self._call, self._recipient
+        if receipt is None or call is None or recipient is None:
+            raise LimitExceededError("the reply was not read to its receipt")
+        check_receipt(
+            receipt,
+            permit=self._permit,
+            call=call,
+            recipient=recipient,
+            manifest_sha256=reply.sent.keys.manifest_digest.hex(),
+        )
+        self.receipt = receipt
+
+
+def _read_all(reply: Reply, *, limit: int) -> bytes:
+    data = bytearray()
+    buffer = memoryview(bytearray(16 * 1024))
+    while count := reply.readinto(buffer):
+        data += buffer[:count]
+        if len(data) > limit:
+            raise LimitExceededError(f"the keyset is longer than {limit} bytes")
+    return bytes(data)

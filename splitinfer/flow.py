@@ -1,0 +1,306 @@
+"""One run on the device, top to bottom: segments in, text pieces out, an `Answer` at the end.
+
+    segments -> labels by policy -> tokens -> plan
+    local            prefill here, decode here
+    public-prefix    permit -> public tokens up, their cache down -> prefill the rest here -> decode here
+    sealed-prefill   permit -> prompt up, its cache down -> decode here
+    sealed-decode    prefill here -> permit -> cache up, tokens down
+
+Nothing reaches the cloud but through `egress.gate`, and nothing from it is used before `receive` has checked it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from splitinfer import codec, schedule
+from splitinfer.answer import Answer, EgressSummary
+from splitinfer.attestation.appraise import SeenKeysets
+from splitinfer.cache.snapshot import CacheSnapshot, wipe
+from splitinfer.egress.gate import Gate, Intent, Outcome, Status
+from splitinfer.errors import EgressDeniedError, RemoteRefusedError, SplitInferError, TransportError, UsageError
+from splitinfer.exchange import Ask, Common, Exchange, decode_ask, prefill_ask
+from splitinfer.handoff import Label, SamplingParams, Segment, Transport
+from splitinfer.model.engine import Engine
+from splitinfer.model.verify_rows import verify_rows
+from splitinfer.placement import Plan, place
+from splitinfer.receive.expectations import Expectations
+from splitinfer.receive.replies import OpenedReply
+from splitinfer.sealing.frames import FrameKind
+from splitinfer.sealing.manifest import ModelWire, NumericsWire
+from trust_models.modes import MODES, TrustMode
+from trust_models.policy import Policy
+
+__all__ = ["Device", "Flow"]
+
+CLEAR_FIELDS = ("version", "suite", "transfer_id", "keyset_digest", "sender_id", "chunk_bytes", "expires_at")
+ROW_TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a session lends to every run. `transport` is None where the mode has no other side."""
+
+    policy: Policy
+    engine: Engine
+    gate: Gate
+    pinned_sha256: str
+    transport: Transport | None
+    key: Ed25519PrivateKey = field(repr=False)
+    seen: SeenKeysets
+    clock: Callable[[], float]
+    randomness: Callable[[int], bytes] = field(repr=False)
+    session_id: str
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What became known during a run, for its answer."""
+
+    mode: TrustMode
+    started: float
+    token_ids: list[int] = field(default_factory=list, repr=False)
+    text: list[str] = field(default_factory=list, repr=False)
+    finish_reason: str = ""
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    is_exact: bool = True
+    is_fallback: bool = False
+    egress: EgressSummary = field(default_factory=EgressSummary)
+    exchange: Exchange | None = None
+
+    def saw_token(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        self.last_token_at = time.perf_counter()
+        self.first_token_at = self.first_token_at or self.last_token_at
+
+
+class Flow:
+    """One run; `run()` is read once, then `answer` is there."""
+
+    def __init__(self, device: Device, segments: Sequence[Segment], params: SamplingParams) -> None:
+        self._device, self._segments, self._params = device, segments, params
+        self._engine = device.engine
+        self._progress = _Progress(device.policy.mode, time.perf_counter())
+        self.answer: Answer | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Tell whether any text was given out."""
+        return any(self._progress.text)
+
+    def run(self) -> Generator[str, None, None]:
+        """Label, tokenise, plan, run the mode; yields text pieces."""
+        policy = self._device.policy
+        self._progress.started = time.perf_counter()
+        self._prompt = self._engine.tokenize([_labelled(policy, segment) for segment in self._segments])
+        self._plan = self._placed()
+        for piece in self._mode_pieces():
+            if piece:
+                self._progress.text.append(piece)
+                yield piece
+        self.answer = self._finished()
+
+    def _placed(self) -> Plan:
+        policy, limit = self._device.policy, self._engine.max_positions
+        try:
+            return place(policy, self._prompt, max_positions=limit, max_new_tokens=self._params.max_new_tokens)
+        except EgressDeniedError as error:
+            self._device.gate.deny(error, mode=policy.mode.value, policy_sha256=policy.digest)
+            raise
+
+    def _mode_pieces(self) -> Iterator[str]:
+        if self._plan.mode is TrustMode.LOCAL:
+            yield from self._local()
+            return
+        remote = self._sealed_decode if self._plan.decode_on == "cloud" else self._cloud_prefill
+        try:
+            yield from remote()
+        except TransportError:
+            if self._progress.token_ids or self._device.policy.fallback.on_remote_failure != "local":
+                raise
+            self._progress.mode, self._progress.is_fallback = TrustMode.LOCAL, True
+            yield from self._local()
+
+    def _local(self) -> Iterator[str]:
+        """Everything on the device; logged, so that absence from the log says something."""
+        bucket = schedule.pad_tokens(len(self._prompt.token_ids))
+        policy = self._device.policy
+        self._device.gate.local(mode=TrustMode.LOCAL.value, policy_sha256=policy.digest, tokens_bucket=bucket)
+        snapshot = self._engine.prefill(self._prompt.token_ids, steps=self._plan.steps)
+        yield from self._decode_here(snapshot)
+
+    def _cloud_prefill(self) -> Iterator[str]:
+        """`public-prefix` and `sealed-prefill`: tokens up, cache down, the rest here."""
+        ids, plan = self._prompt.token_ids, self._plan
+        ask = prefill_ask(self._common(), ids[: plan.prefix_tokens], plan.cloud_steps)
+        with self._permitted(ask) as exchange:
+            reply = self._send(exchange, ask)
+            snapshot = self._receive(exchange, reply, ask)
+            self._verify_rows(snapshot)
+        if plan.device_steps:
+            snapshot = self._engine.prefill(ids, steps=plan.device_steps, onto=snapshot)
+        yield from self._decode_here(snapshot)
+
+    def _sealed_decode(self) -> Iterator[str]:
+        """Prefill here, cache up, tokens down; only verified frames are shown."""
+        ids, plan = self._prompt.token_ids, self._plan
+        snapshot = self._engine.prefill(ids, steps=plan.device_steps)
+        padded = schedule.pad_tokens(snapshot.true_tokens)
+        self._engine.burn(padded - snapshot.true_tokens)
+        packed = codec.pack(snapshot, codec=self._device.policy.transfer.codec, padded_tokens=padded)
+        ask = decode_ask(self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params)
+        stream = self._engine.text_stream(self._params.stop)
+        try:
+            with self._permitted(ask) as exchange:
+                reply = self._send(exchange, ask)
+                for frame in exchange.receive_frames(reply):
+                    for token_id in frame.token_ids:
+                        self._progress.saw_token(token_id)
+                        yield stream.push(token_id)
+                    if frame.kind is FrameKind.END:
+                        self._progress.finish_reason = frame.finish_reason
+        finally:
+            packed.wipe()
+        yield stream.finish()
+
+    def _decode_here(self, snapshot: CacheSnapshot) -> Iterator[str]:
+        ids = self._prompt.token_ids
+        decoding = self._engine.decode(snapshot, last_token=ids[-1], params=self._params)
+        try:
+            for token_id, piece in decoding:
+                self._progress.saw_token(token_id)
+                yield piece
+        finally:
+            decoding.close()
+            wipe(snapshot)
+        self._progress.finish_reason = decoding.finish_reason or ""
+        yield decoding.tail
+
+    @contextmanager
+    def _permitted(self, ask: Ask) -> Iterator[Exchange]:
+        """Open a permit, lend an exchange, and close the permit with what really moved, whatever happens."""
+        device, transport = self._device, self._device.transport
+        if transport is None:
+            raise UsageError("this session has no transport")
+        permit = device.gate.open(self._intent(ask))
+        exchange = self._progress.exchange = Exchange(
+            permit,
+            transport,
+            device_key=device.key,
+            expected=self._expectations(),
+            clock=device.clock,
+            randomness=device.randomness,
+        )
+        status: Status = "aborted"
+        code = "interrupted"
+        try:
+            yield exchange
+            status, code = "completed", ""
+        except SplitInferError as error:
+            status, code = _status(error, exchange), error.code
+            raise
+        finally:
+            exchange.close()
+            receipt = exchange.receipt.model_dump(mode="json") if exchange.receipt else None
+            permit.close(Outcome(status, code=code, receipt=receipt))
+            self._progress.egress = EgressSummary.of(permit)
+
+    def _send(self, exchange: Exchange, ask: Ask) -> OpenedReply:
+        recipient = exchange.appraise(pinned_sha256=self._device.pinned_sha256, seen=self._device.seen)
+        reply = exchange.send(ask, recipient)
+        theirs = reply.manifest.numerics
+        self._progress.is_exact = theirs is not None and theirs.numerics() == self._engine.numerics
+        return reply
+
+    def _receive(self, exchange: Exchange, reply: OpenedReply, ask: Ask) -> CacheSnapshot:
+        tokens = ask.manifest.tokens
+        sink = codec.sink(
+            self._engine.layout, codec=reply.manifest.codec, true_tokens=tokens.true, padded_tokens=tokens.padded
+        )
+        snapshot = exchange.receive_cache(reply, sink, padded_tokens=tokens.padded)
+        if not isinstance(snapshot, CacheSnapshot):
+            raise UsageError("the sink finished something other than a cache")
+        return snapshot
+
+    def _verify_rows(self, snapshot: CacheSnapshot) -> None:
+        """Recompute as many random rows of a received cache as the policy asks for."""
+        count = min(self._device.policy.transfer.verify_rows, snapshot.true_tokens)
+        rows: set[int] = set()
+        while len(rows) < count:
+            rows.add(int.from_bytes(self._device.randomness(8), "big") % snapshot.true_tokens)
+        tolerance = ROW_TOLERANCES[self._engine.numerics.dtype]
+        verify_rows(self._engine, self._prompt.token_ids, snapshot, rows=sorted(rows), tolerance=tolerance)
+
+    def _intent(self, ask: Ask) -> Intent:
+        policy = self._device.policy
+        return Intent(
+            mode=policy.mode.value,
+            policy_sha256=policy.digest,
+            recipient_identity_sha256=self._device.pinned_sha256,
+            protection=MODES[policy.mode].protection,
+            codec=policy.transfer.codec,
+            tokens_bucket=ask.manifest.tokens.padded,
+            bytes_up_bound=ask.bytes_up_bound,
+            fields_in_clear=CLEAR_FIELDS,
+        )
+
+    def _common(self) -> Common:
+        policy = self._device.policy
+        return Common(
+            policy_sha256=policy.digest,
+            codec=policy.transfer.codec,
+            pad=policy.transfer.pad,
+            session_id=self._device.session_id,
+            model=ModelWire.of(self._engine.identity),
+            numerics=NumericsWire.of(self._engine.numerics),
+        )
+
+    def _expectations(self) -> Expectations:
+        engine = self._engine
+        return Expectations(engine.identity, engine.layout, engine.max_positions, engine.vocabulary)
+
+    def _finished(self) -> Answer:
+        progress, prompt, plan = self._progress, self._prompt, self._plan
+        count = len(progress.token_ids)
+        gaps = progress.last_token_at - progress.first_token_at
+        first = progress.first_token_at or time.perf_counter()
+        exchange = progress.exchange if not progress.is_fallback else None
+        return Answer(
+            mode=progress.mode.value,
+            text="".join(progress.text),
+            token_ids=tuple(progress.token_ids),
+            finish_reason=progress.finish_reason,
+            prompt_tokens=len(prompt.token_ids),
+            public_tokens=prompt.public_tokens,
+            prefilled_by_cloud_tokens=0 if progress.is_fallback else plan.prefix_tokens,
+            decoded_on="device" if progress.is_fallback else plan.decode_on,
+            egress=progress.egress,
+            receipt=exchange.receipt if exchange else None,
+            exact=progress.is_exact,
+            is_fallback=progress.is_fallback,
+            ttft_seconds=first - progress.started,
+            tpot_seconds=gaps / (count - 1) if count > 1 else 0.0,
+            policy_digest=self._device.policy.digest,
+            audit_size=self._device.gate.size,
+            audit_root=self._device.gate.root.hex(),
+            note=plan.note,
+        )
+
+
+def _labelled(policy: Policy, segment: Segment) -> Segment:
+    asked = segment.label.value if segment.label else None
+    return replace(segment, label=Label(policy.label_of(segment.source, asked)))
+
+
+def _status(error: SplitInferError, exchange: Exchange) -> Status:
+    if isinstance(error, RemoteRefusedError):
+        return "refused"
+    if exchange.reply is not None and exchange.reply.manifest.kind == "refusal":
+        return "refused"
+    return "unreceipted" if exchange.has_sent and exchange.receipt is None else "failed"

@@ -1,0 +1,306 @@
+"""The types that pass between stages, and the protocols that join them; both sides, no tensor in any of them.
+
+Three types are proofs, each made in exactly one module: `VerifiedRecipient` (attestation.appraise),
+`ReleasedTransfer` (egress.gate) and `VerifiedTransfer` (receive.intake). A function that takes one cannot be
+handed anything that skipped that stage; `tests/test_structure.py` looks for other constructors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol
+
+__all__ = [
+    "CacheLayout",
+    "Cloud",
+    "CloudReply",
+    "Label",
+    "LayerLayout",
+    "Meter",
+    "ModelIdentity",
+    "Numerics",
+    "PackedCache",
+    "PromptTokens",
+    "ReleasedTransfer",
+    "Reply",
+    "Role",
+    "Route",
+    "SamplingParams",
+    "Segment",
+    "Sink",
+    "Source",
+    "Transport",
+    "VerifiedRecipient",
+    "VerifiedTransfer",
+]
+
+
+# --- prompt ---------------------------------------------------------------------------------------------------
+
+
+class Role(StrEnum):
+    """What a segment is to the conversation."""
+
+    DOCUMENT = "document"
+    NOTE = "note"
+    QUESTION = "question"
+    MESSAGE = "message"
+
+
+class Label(StrEnum):
+    """Whether a segment's text may be read by the other side; unlabelled text is private."""
+
+    PUBLIC = "public"
+    PRIVATE = "private"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One piece of a prompt. `source` is the name by which a policy rule may find it, never sent or logged.
+
+    A `label` of None is unlabelled: the policy's rules decide, and without one the text is private.
+    """
+
+    role: Role
+    text: str = field(repr=False)
+    label: Label | None = None
+    source: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A tokenised prompt: ids depend on roles and texts only, never on labels or mode.
+
+    `segment_lengths` sum to `len(token_ids)`; template literals belong to the segment after them, the trailing
+    ones to the last segment. `labels` has one entry a segment.
+    """
+
+    token_ids: tuple[int, ...] = field(repr=False)
+    segment_lengths: tuple[int, ...]
+    labels: tuple[Label, ...]
+
+    @property
+    def leading_public_tokens(self) -> int:
+        """Count the tokens of the leading run of public segments, the only ones that may be prefilled elsewhere."""
+        total = 0
+        for length, label in zip(self.segment_lengths, self.labels, strict=True):
+            if label is not Label.PUBLIC:
+                break
+            total += length
+        return total
+
+    @property
+    def public_tokens(self) -> int:
+        """Count the tokens of all public segments."""
+        pairs = zip(self.segment_lengths, self.labels, strict=True)
+        return sum(length for length, label in pairs if label is Label.PUBLIC)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen: greedy at temperature 0, else seeded sampling.
+
+    `top_k` 0 and `top_p` 1.0 switch those filters off; `stop` strings end the text before them.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = field(default=(), repr=False)
+
+
+# --- model ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Identify a model by digests (lower-case hex SHA-256), never by name."""
+
+    weights_sha256: str
+    config_sha256: str
+    tokenizer_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """What must be equal on both sides for bit-equal results."""
+
+    torch: str
+    device: str
+    dtype: str
+    attention: str
+    threads: int
+
+
+LayerKind = Literal["full", "sliding"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLayout:
+    """One cache layer: `keys` and `values` are [1, heads, tokens, dim]; `window` is W for a sliding layer, else 0."""
+
+    kind: LayerKind
+    key_heads: int
+    key_dim: int
+    value_heads: int
+    value_dim: int
+    dtype: str
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """The cache's layers in order, known from a one-token forward at load."""
+
+    layers: tuple[LayerLayout, ...]
+
+
+# --- caches as bytes ------------------------------------------------------------------------------------------
+
+
+class PackedCache(Protocol):
+    """A cache as slabs of bytes, in the order and with the lengths of `schedule.slabs`."""
+
+    @property
+    def layout(self) -> CacheLayout:
+        """Return the layout that was packed."""
+
+    @property
+    def true_tokens(self) -> int:
+        """Return how many rows are tokens; later rows are zero padding."""
+
+    def slabs(self) -> Iterator[memoryview]:
+        """Yield every slab once, in order; a slab is valid until the next one is asked for."""
+
+    def wipe(self) -> None:
+        """Overwrite what is held (best effort in CPython) and refuse further use."""
+
+
+class Sink(Protocol):
+    """Where `receive` decrypts to: memory that `codec` preallocated, without knowing tensors."""
+
+    def slab(self) -> memoryview:
+        """Return the writable memory of the next slab in schedule order, to be filled before the next is asked for."""
+
+    def finish(self) -> object:
+        """Return what was received (a CacheSnapshot, token ids); called only after the last check."""
+
+    def wipe(self) -> None:
+        """Overwrite and drop everything that was received."""
+
+
+# --- recipients -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRecipient:
+    """A recipient whose keyset was appraised against the pinned identity; made in `attestation.appraise` only."""
+
+    identity_sha256: str
+    replica_id: str
+    generation: int
+    epoch: int
+    keyset_digest: bytes
+    kem_public_key: bytes = field(repr=False)
+    receipt_public_key: bytes = field(repr=False)
+    not_after: int
+    capabilities: tuple[str, ...]
+    server_nonce: bytes = field(repr=False)
+
+
+# --- leaving the device ---------------------------------------------------------------------------------------
+
+
+class Route(StrEnum):
+    """Every call that the device may make."""
+
+    KEYSET = "GET /v1/keyset"
+    PREFILL = "POST /v1/prefill"
+    DECODE = "POST /v1/decode"
+
+
+class Meter(Protocol):
+    """Counts what a transfer moved, body bytes only."""
+
+    def received(self, data: memoryview | bytes) -> None:
+        """Count body bytes that came back."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedTransfer:
+    """What the gate let go: the only thing that a transport sends; made in `egress.gate` only.
+
+    `body` yields exactly `body_bytes` bytes; they are counted and hashed by the permit as they are pulled.
+    """
+
+    route: Route
+    body_bytes: int
+    body: Iterator[memoryview | bytes] = field(repr=False)
+    replica_id: str
+    meter: Meter = field(repr=False)
+
+
+class Reply(Protocol):
+    """The other side's answer as a stream of body bytes; every byte read is counted by the transfer's meter."""
+
+    @property
+    def body_bytes(self) -> int | None:
+        """Return the declared Content-Length, or None."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read up to len(buffer) body bytes; 0 at the end. Raise TransportError where the connection fails."""
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+
+
+class Transport(Protocol):
+    """Moves one released transfer and returns the reply; raises TransportError and its kinds only."""
+
+    def exchange(self, transfer: ReleasedTransfer) -> Reply:
+        """Send the body, then return the reply once its head arrived with status 200."""
+
+
+# --- arriving -------------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Untrusted body bytes as they arrive, on either side."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read up to len(buffer) bytes; 0 at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedTransfer:
+    """A stream of which every check passed; made in `receive.intake` only.
+
+    `payload` is what the sink finished, `tail` the bytes that stood between the slabs and the trailer.
+    """
+
+    payload: object = field(repr=False)
+    ciphertext_root: bytes
+    chunk_count: int
+    tail: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CloudReply:
+    """The recipient's answer to one request, free of HTTP: the body streams, `body_bytes` is its exact length."""
+
+    body_bytes: int
+    body: Iterator[memoryview | bytes] = field(repr=False)
+
+
+class Cloud(Protocol):
+    """The recipient as its doors see it: HTTP in `server`, in-memory in `transport.memory`.
+
+    Raises SplitInferError before the reply starts; the door maps it to a problem document with a code only.
+    """
+
+    def handle(self, route: Route, body: Source) -> CloudReply:
+        """Answer one call."""

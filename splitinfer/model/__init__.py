@@ -1,0 +1,1 @@
+"""The model: identity, loading, prompt building, prefill, decode; both sides. Import the modules, not this package."""

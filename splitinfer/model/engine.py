@@ -1,0 +1,149 @@
+"""The few calls through which `session` and `cloud` reach the model, so that a serving engine can stand here later.
+
+LoadedModel -> Engine; prompt -> token ids -> CacheSnapshot -> tokens and text; both sides. One engine serves one
+thread at a time: the caller holds a lock where there are more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from splitinfer.cache.snapshot import CacheSnapshot, layout_of
+from splitinfer.handoff import CacheLayout, ModelIdentity, Numerics, PromptTokens, SamplingParams, Segment
+from splitinfer.model import prompt
+from splitinfer.model.decode import Decoder, FinishReason
+from splitinfer.model.loading import LoadedModel
+from splitinfer.model.prefill import burn, prefill
+from splitinfer.model.text import TextStream
+
+__all__ = ["Decoding", "Engine"]
+
+
+class Decoding(Iterator[tuple[int, str]]):
+    """The answer as it is made: pairs of token id and the text that this token made safe, possibly empty.
+
+    After the last pair, `tail` is the text that had been held back; the pieces and the tail together are `text`.
+    """
+
+    def __init__(self, decoder: Decoder, stream: TextStream, *, count: Callable[[], None]) -> None:
+        self._decoder = decoder
+        self._stream = stream
+        self._count = count
+        self._token_ids: list[int] = []
+        self._tail: str | None = None
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Return the ids so far, without the end-of-text token."""
+        return tuple(self._token_ids)
+
+    @property
+    def tail(self) -> str:
+        """Return the text that was held back; empty before the end."""
+        return self._tail or ""
+
+    @property
+    def text(self) -> str:
+        """Return all text so far."""
+        return self._stream.text
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Return why decoding ended: "length", "end_of_text" or "stop"; None while it goes on."""
+        return self._decoder.finish_reason
+
+    def __next__(self) -> tuple[int, str]:
+        """Make one token; raises ModelError where the logits are not finite."""
+        before = len(self._stream.text)
+        token_id = next(self._decoder, None)
+        if token_id is None:
+            self._tail = self._stream.finish() if self._tail is None else self._tail
+            raise StopIteration
+        self._token_ids.append(token_id)
+        self._count()
+        return token_id, self._stream.text[before:]
+
+    def close(self) -> None:
+        """Zero and drop the live cache; call it when stopping early. Idempotent."""
+        self._decoder.close()
+
+
+class Engine:
+    """One loaded model. `prefilled_tokens` and `decoded_tokens` count the work done since it was made."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._layout = layout_of(loaded.model)
+        self.prefilled_tokens = 0
+        self.decoded_tokens = 0
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Return the digests that identify the model."""
+        return self._loaded.identity
+
+    @property
+    def numerics(self) -> Numerics:
+        """Return what must be equal on both sides for bit-equal results."""
+        return self._loaded.numerics
+
+    @property
+    def layout(self) -> CacheLayout:
+        """Return the cache layout, known before any prefill."""
+        return self._layout
+
+    @property
+    def max_positions(self) -> int:
+        """Return how many tokens, prompt and answer together, the model can hold."""
+        return self._loaded.max_positions
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Return the ids that end the answer."""
+        return frozenset(self._loaded.eos_token_ids)
+
+    @property
+    def vocabulary(self) -> int:
+        """Return how many token ids the model has."""
+        return int(self._loaded.model.get_input_embeddings().num_embeddings)
+
+    def tokenize(self, segments: Sequence[Segment]) -> PromptTokens:
+        """Return the prompt's tokens; raises PromptError and its kinds."""
+        return prompt.tokenize(self._loaded.tokenizer, segments)
+
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        *,
+        steps: Sequence[tuple[int, int]],
+        onto: CacheSnapshot | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> CacheSnapshot:
+        """Run the steps of the prompt on an empty cache, or `onto` one of its first tokens (see `prefill.prefill`)."""
+        snapshot = prefill(self._loaded.model, token_ids, steps=steps, onto=onto, progress=progress)
+        self.prefilled_tokens += sum(stop - start for start, stop in steps)
+        return snapshot
+
+    def burn(self, tokens: int) -> None:
+        """Spend the time of `tokens` padding tokens and keep nothing; not counted as prefilled."""
+        burn(self._loaded.model, tokens)
+
+    def decode(self, snapshot: CacheSnapshot, *, last_token: int, params: SamplingParams) -> Decoding:
+        """Continue from the snapshot with the prompt's last token; raises as `decode.Decoder` does."""
+        stream = self.text_stream(params.stop)
+        decoder = Decoder(
+            self._loaded.model,
+            snapshot,
+            last_token=last_token,
+            params=params,
+            eos_token_ids=self.eos_token_ids,
+            stopper=stream,
+        )
+        return Decoding(decoder, stream, count=self._count_decoded)
+
+    def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
+        """Return a new incremental text, for tokens that were decoded elsewhere."""
+        return TextStream(self._loaded.tokenizer, stop)
+
+    def _count_decoded(self) -> None:
+        self.decoded_tokens += 1

@@ -1,0 +1,87 @@
+"""Prefill: token ids and steps -> CacheSnapshot, on whichever side the plan says.
+
+Every step is one forward on the growing cache. The steps are the same in every mode, so that the same tokens give
+bit-equal caches; no logits are computed, and the prompt's last token is left to `decode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from splitinfer.cache.snapshot import CacheSnapshot, new_cache, restore, take
+from splitinfer.errors import EmptyPromptError, LayoutMismatchError, PromptError
+
+__all__ = ["BURN_STEP_TOKENS", "burn", "prefill"]
+
+BURN_STEP_TOKENS = 512
+
+
+def prefill(
+    model: PreTrainedModel,
+    token_ids: Sequence[int],
+    *,
+    steps: Sequence[tuple[int, int]],
+    onto: CacheSnapshot | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> CacheSnapshot:
+    """Run `token_ids[start:stop]` for every step and return the cache of all tokens up to the last `stop`.
+
+    `token_ids` is the whole prompt: with `onto`, the cache of its first tokens, the steps start where that ends.
+    `progress` is called after every step with the number of prompt tokens that are in the cache by then.
+    Raises EmptyPromptError without any step and cache, LayoutMismatchError for steps that leave a gap, overlap or
+    pass the end, PromptError for an id outside the vocabulary.
+    """
+    done = 0 if onto is None else onto.true_tokens
+    _require_steps(steps, first=done, last=len(token_ids))
+    if not steps:
+        if onto is None:
+            raise EmptyPromptError("the prompt needs at least two tokens: one to prefill and one to decode from")
+        return onto
+    _require_vocabulary(model, token_ids[done : steps[-1][1]])
+    cache = new_cache(model.config) if onto is None else restore(onto, model.config, device=model.device)
+    with torch.inference_mode():
+        for start, stop in steps:
+            _forward(model, token_ids[start:stop], cache)
+            if progress is not None:
+                progress(stop)
+    return take(cache, true_tokens=steps[-1][1])
+
+
+def burn(model: PreTrainedModel, tokens: int) -> None:
+    """Run a forward over `tokens` dummy tokens on an empty cache and discard it, so that time shows the padded size."""
+    if tokens <= 0:
+        return
+    cache = new_cache(model.config)
+    with torch.inference_mode():
+        for size in _burn_sizes(tokens):
+            _forward(model, [0] * size, cache)
+
+
+def _forward(model: PreTrainedModel, token_ids: Sequence[int], cache: object) -> None:
+    # The base model has no head: nothing is projected to the vocabulary.
+    model.base_model(
+        input_ids=torch.tensor([list(token_ids)], dtype=torch.long, device=model.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+
+
+def _burn_sizes(tokens: int) -> Iterator[int]:
+    for start in range(0, tokens, BURN_STEP_TOKENS):
+        yield min(BURN_STEP_TOKENS, tokens - start)
+
+
+def _require_steps(steps: Sequence[tuple[int, int]], *, first: int, last: int) -> None:
+    for start, stop in steps:
+        if start != first or not start < stop <= last:
+            raise LayoutMismatchError(f"step {start}:{stop} does not continue a cache of {first} of {last} tokens")
+        first = stop
+
+
+def _require_vocabulary(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if min(token_ids) < 0 or max(token_ids) >= vocabulary:
+        raise PromptError(f"a token id is outside the model's vocabulary of {vocabulary}")

@@ -1,0 +1,140 @@
+"""Chunks to plaintext in order: opens each chunk under its index and places it, in place where it can; both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from splitinfer.errors import LimitExceededError, ManifestError, TruncatedError
+from splitinfer.handoff import Sink, Source
+from splitinfer.receive.reading import MAX_MANIFEST_BYTES, read_exact, require_end
+from splitinfer.sealing.keys import Direction
+from splitinfer.sealing.manifest import MANIFEST_REGION_BYTES
+from splitinfer.sealing.signing import verify
+from splitinfer.sealing.stream import (
+    TAG_BYTES,
+    TRAILER_BYTES,
+    TRAILER_PURPOSE,
+    ChunkCipher,
+    ChunkRoot,
+    chunk_count,
+    trailer_payload,
+)
+
+__all__ = ["ChunkReader"]
+
+
+class ChunkReader:
+    """Reads one stream: `manifest()` first, then `fill` or `blocks`, then `finish` with the sender's key.
+
+    The number of chunks is unknown until the manifest said what follows (`expect`); until then no chunk is final.
+    """
+
+    def __init__(
+        self, source: Source, cipher: ChunkCipher, *, direction: Direction, chunk_bytes: int, manifest_digest: bytes
+    ) -> None:
+        self._source, self._cipher, self._direction = source, cipher, direction
+        self._chunk_bytes, self._manifest_digest = chunk_bytes, manifest_digest
+        self._chunk = memoryview(bytearray(chunk_bytes + TAG_BYTES))
+        self._plain = memoryview(bytearray(chunk_bytes))
+        self._rest = self._plain[:0]
+        self._index = 0
+        self._count: int | None = None
+        self._root = ChunkRoot()
+        self._earlier_root = self._root.root()
+        self._region_bytes = 0
+
+    @property
+    def count(self) -> int:
+        """Return the number of chunks read so far."""
+        return self._index
+
+    def root(self) -> bytes:
+        """Return the ciphertext root of the chunks read so far."""
+        return self._root.root()
+
+    def manifest(self) -> bytes:
+        """Open the manifest region and return the manifest's JSON bytes (checks 1, 11)."""
+        unit = max(MANIFEST_REGION_BYTES, self._chunk_bytes)
+        region = bytearray(unit)
+        self._fill(memoryview(region))
+        size = 4 + int.from_bytes(region[:4], "big")
+        if size > MAX_MANIFEST_BYTES:
+            raise LimitExceededError(f"the sealed manifest declares {size} bytes, the limit is {MAX_MANIFEST_BYTES}")
+        total = -(-size // unit) * unit
+        region.extend(bytes(total - unit))
+        self._fill(memoryview(region)[unit:])
+        if any(region[size:]):
+            raise ManifestError("the sealed manifest is not padded with zeros")
+        self._region_bytes = total
+        return bytes(region[4:size])
+
+    def expect(self, following_bytes: int) -> None:
+        """Fix the number of chunks from the bytes that follow the manifest region (check 12)."""
+        self._count = chunk_count(self._region_bytes + following_bytes, self._chunk_bytes)
+        if self._index > self._count - 1:
+            raise TruncatedError("the stream has fewer chunks than its manifest implies")
+
+    def fill(self, sink: Sink, sizes: Iterator[int]) -> None:
+        """Decrypt the slabs of these sizes into the sink, straight into its memory where a chunk fits."""
+        for size in sizes:
+            target = sink.slab()
+            if len(target) != size:
+                raise LimitExceededError("the sink expects a slab of another size")
+            self._fill(target)
+
+    def block(self, size_bytes: int) -> bytes:
+        """Decrypt the next `size_bytes`."""
+        data = bytearray(size_bytes)
+        self._fill(memoryview(data))
+        return bytes(data)
+
+    def finish(self, sender_public_key: bytes) -> None:
+        """Open what is left, check zeros, count, trailer signature and the end of the source (checks 12, 13)."""
+        if self._count is None:
+            raise TruncatedError("the stream was not read to its end")
+        tail = self._rest
+        while self._index < self._count:
+            if any(tail):
+                raise ManifestError("the stream is not padded with zeros")
+            self._next_chunk(self._plain)
+            tail = self._plain
+        padding, trailer = tail[:-TRAILER_BYTES], tail[-TRAILER_BYTES:]
+        if any(padding):
+            raise ManifestError("the stream is not padded with zeros")
+        if int.from_bytes(trailer[:4], "big") != self._count:
+            raise TruncatedError("the trailer states another number of chunks")
+        payload = trailer_payload(self._manifest_digest, self._count, self._earlier_root)
+        verify(sender_public_key, TRAILER_PURPOSE[self._direction], payload, bytes(trailer[4:]))
+        require_end(self._source)
+
+    def wipe(self) -> None:
+        """Overwrite the plaintext that is held."""
+        self._plain[:] = bytes(len(self._plain))
+
+    def _fill(self, target: memoryview) -> None:
+        size = self._chunk_bytes
+        while len(target):
+            if len(self._rest):
+                taken = min(len(self._rest), len(target))
+                target[:taken] = self._rest[:taken]
+                self._rest, target = self._rest[taken:], target[taken:]
+            elif len(target) >= size and not self._is_final:
+                self._next_chunk(target[:size])
+                target = target[size:]
+            else:
+                self._next_chunk(self._plain)
+                self._rest = self._plain
+
+    @property
+    def _is_final(self) -> bool:
+        return self._count is not None and self._index == self._count - 1
+
+    def _next_chunk(self, target: memoryview) -> None:
+        if self._count is not None and self._index >= self._count:
+            raise TruncatedError("the stream has fewer chunks than its manifest implies")
+        read_exact(self._source, self._chunk)
+        self._cipher.open_into(self._index, self._chunk, target, final=self._is_final)
+        if self._is_final:
+            self._earlier_root = self._root.root()
+        self._root.add(self._chunk)
+        self._index += 1

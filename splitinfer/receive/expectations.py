@@ -1,0 +1,112 @@
+"""What a recipient accepts, compared with what an authenticated manifest says (checks 14 to 17); both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splitinfer import schedule
+from splitinfer.errors import LayoutMismatchError, ManifestError, ModelMismatchError, ReplayError
+from splitinfer.handoff import CacheLayout, ModelIdentity
+from splitinfer.sealing.manifest import VERSION, CacheWire, ModelWire, RequestManifest, ResponseManifest
+
+__all__ = ["ACCEPTED_CODECS", "Expectations", "check_request", "check_response"]
+
+ACCEPTED_CODECS = ("raw",)
+ACCEPTED_PADS = ("padme",)
+ACCEPTED_PROTECTIONS = ("sealed",)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What this side's own model is."""
+
+    model: ModelIdentity
+    layout: CacheLayout
+    max_positions: int
+    vocabulary: int
+
+
+def check_request(manifest: RequestManifest, expected: Expectations) -> None:
+    """Run checks 2 and 14 to 17 on a request's manifest."""
+    _check_version(manifest.version)
+    _check_model(manifest.model, expected.model)
+    _check_request_layout(manifest, expected)
+    session = manifest.session
+    if (session.turn, session.parent_root, session.base_tokens) != (0, "", 0):
+        raise ReplayError("the transfer continues a session that is not held here; send everything again")
+    if manifest.protection not in ACCEPTED_PROTECTIONS:
+        raise ManifestError(f"protection must be one of {', '.join(ACCEPTED_PROTECTIONS)}")
+    if manifest.codec not in ACCEPTED_CODECS or manifest.pad not in ACCEPTED_PADS:
+        raise ManifestError(f"codec must be one of {', '.join(ACCEPTED_CODECS)}, pad one of {', '.join(ACCEPTED_PADS)}")
+
+
+def check_response(manifest: ResponseManifest, expected: Expectations, *, tokens: int, request_sha256: str) -> None:
+    """Run checks 2, 9, 14, 15 and 17 on a reply's manifest; a refusal has no model to compare."""
+    _check_version(manifest.version)
+    if manifest.kind == "refusal":
+        return
+    if manifest.request_manifest_sha256 != request_sha256:
+        raise ReplayError("the reply answers another request")
+    if manifest.model is None:
+        raise ManifestError("the reply names no model")
+    _check_model(manifest.model, expected.model)
+    if manifest.codec not in ACCEPTED_CODECS:
+        raise ManifestError(f"codec must be one of {', '.join(ACCEPTED_CODECS)}")
+    if manifest.kind == "cache":
+        if manifest.tokens is None or manifest.cache is None:
+            raise LayoutMismatchError("the reply names no token count or layout for its cache")
+        _check_counts(manifest.tokens.true, manifest.tokens.padded, expected)
+        if manifest.tokens.true != tokens:
+            raise LayoutMismatchError("the reply's cache has another number of tokens than were asked for")
+        _check_cache(manifest.cache, expected)
+
+
+def _check_version(version: int) -> None:
+    if version != VERSION:
+        raise ManifestError(f"the sealed manifest is of another version than {VERSION}; update the older side")
+
+
+def _check_model(found: ModelWire, expected: ModelIdentity) -> None:
+    for part in ("weights_sha256", "config_sha256", "tokenizer_sha256"):
+        here, there = getattr(expected, part), getattr(found, part)
+        if here != there:
+            raise ModelMismatchError(
+                f"{part} differs: {here} on this side, {there} on the other",
+                fields={f"{part}_cloud": here, f"{part}_device": there},
+            )
+
+
+def _check_counts(true: int, padded: int, expected: Expectations) -> None:
+    if padded != schedule.pad_tokens(true):
+        raise LayoutMismatchError("the padded token count is not the size class of the true one")
+    if true > expected.max_positions:
+        raise LayoutMismatchError(f"more tokens than the model's {expected.max_positions} positions")
+
+
+def _check_cache(found: CacheWire, expected: Expectations) -> None:
+    if sum(run.count for run in found.layers) != len(expected.layout.layers) or found.layout() != expected.layout:
+        raise LayoutMismatchError("the cache's layers, shapes or dtypes differ from the model's")
+
+
+def _check_request_layout(manifest: RequestManifest, expected: Expectations) -> None:
+    true = manifest.tokens.true
+    _check_counts(true, manifest.tokens.padded, expected)
+    _check_steps(manifest.steps, true)
+    if manifest.kind == "prefill":
+        if (manifest.cache, manifest.last_token, manifest.sampling) != (None, None, None):
+            raise LayoutMismatchError("a prefill request carries token ids only")
+        return
+    if manifest.cache is None or manifest.last_token is None or manifest.sampling is None:
+        raise LayoutMismatchError("a decode request names a cache layout, a last token and sampling")
+    _check_cache(manifest.cache, expected)
+    if manifest.last_token >= expected.vocabulary:
+        raise LayoutMismatchError("the last token is not in the vocabulary")
+    if true + 1 + manifest.sampling.max_new_tokens > expected.max_positions:
+        raise LayoutMismatchError(f"prompt and answer exceed the model's {expected.max_positions} positions")
+
+
+def _check_steps(steps: list[tuple[int, int]], tokens: int) -> None:
+    ends = [0, *(stop for _, stop in steps)]
+    in_order = all(start == end < stop for (start, stop), end in zip(steps, ends, strict=False))
+    if not in_order or ends[-1] != tokens:
+        raise LayoutMismatchError("the prefill steps do not cover the tokens once, in order")

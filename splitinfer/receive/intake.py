@@ -1,0 +1,155 @@
+"""A request's intake on the cloud: clear head, then sealed manifest, then slabs, in the order of `checks.CHECKS`.
+
+The only module that makes a `VerifiedTransfer` (for replies too). Every failure wipes the sink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from splitinfer.errors import (
+    AuthenticationError,
+    LimitExceededError,
+    ManifestError,
+    StaleKeysetError,
+)
+from splitinfer.handoff import Sink, Source, VerifiedTransfer
+from splitinfer.receive.chunks import ChunkReader
+from splitinfer.receive.reading import read_head
+from splitinfer.sealing.keys import SUITE, Direction, KemKey, check_commitment, derive_stream_keys, unwrap_content_key
+from splitinfer.sealing.manifest import VERSION, PublicManifest, RequestHead, RequestManifest, parse_wire
+from splitinfer.sealing.signing import Purpose, verify
+from splitinfer.sealing.stream import CHUNK_BYTES, ChunkCipher
+
+__all__ = ["HeldKeyset", "OpenedRequest", "RecipientState", "finish_verified", "open_request", "require_chunk_bytes"]
+
+MAX_EXPIRY_SECONDS = 600
+
+
+class HeldKeyset(Protocol):
+    """A keyset that the recipient still holds."""
+
+    @property
+    def kem(self) -> KemKey:
+        """Return its private X-Wing key."""
+
+    @property
+    def digest(self) -> bytes:
+        """Return SHA-256 of the canonical keyset."""
+
+
+class RecipientState(Protocol):
+    """What the recipient knows and remembers, asked for during intake."""
+
+    def now(self) -> int:
+        """Return Unix seconds."""
+
+    def keyset(self, digest_hex: str) -> HeldKeyset | None:
+        """Return the live keyset with this digest."""
+
+    def sender(self, sender_id: str, keyset_digest: bytes) -> bytes | None:
+        """Return the public key of the allowed device with this sender id."""
+
+    def use_nonce(self, nonce: str) -> None:
+        """Spend a server nonce; raises ReplayError where it is unknown, used or old."""
+
+    def begin(self, sender: bytes, manifest: PublicManifest) -> None:
+        """Mark the transfer as open; raises ReplayError where it was seen before."""
+
+
+@dataclass(slots=True)
+class OpenedRequest:
+    """A request whose head passed checks 1 to 10: its sender is known, its content is still to be read."""
+
+    head: RequestHead
+    manifest_digest: bytes
+    content_key: bytes = field(repr=False)
+    sender: bytes
+    reader: ChunkReader
+    manifest_sha256: str = ""
+
+    def manifest(self) -> RequestManifest:
+        """Open and parse the sealed manifest (checks 1, 2, 11)."""
+        data = self.reader.manifest()
+        manifest = parse_wire(RequestManifest, data, what="sealed manifest")
+        self.manifest_sha256 = manifest.digest.hex()
+        return manifest
+
+    def receive(self, sink: Sink, sizes: Iterator[int], *, data_bytes: int) -> VerifiedTransfer:
+        """Receive the slabs and run checks 11 to 13; on any failure the sink is wiped."""
+        return finish_verified(self.reader, sink, sizes, data_bytes=data_bytes, sender=self.sender)
+
+
+def open_request(source: Source, state: RecipientState) -> OpenedRequest:
+    """Read the clear head and run checks 1 to 10."""
+    head = parse_wire(RequestHead, read_head(source), what="request head")
+    manifest = head.manifest
+    if manifest.version != VERSION:
+        raise ManifestError(f"the request is of another protocol version than {VERSION}; update the older side")
+    if manifest.suite != SUITE:
+        raise ManifestError(f"the suite must be {SUITE}")
+    require_chunk_bytes(manifest.chunk_bytes)
+    _check_expiry(manifest.expires_at, state.now())
+    keyset = state.keyset(manifest.keyset_digest)
+    if keyset is None:
+        raise StaleKeysetError("the request is sealed to a keyset that is not held here; fetch the keyset again")
+    sender = state.sender(manifest.sender_id, keyset.digest)
+    if sender is None:
+        raise AuthenticationError
+    verify(sender, Purpose.REQUEST, head.signed_bytes(), bytes.fromhex(head.signature))
+    state.use_nonce(head.server_nonce)
+    state.begin(sender, manifest)
+    return _unwrapped(head, keyset, sender, source)
+
+
+def _unwrapped(head: RequestHead, keyset: HeldKeyset, sender: bytes, source: Source) -> OpenedRequest:
+    digest = head.manifest.digest
+    content_key = unwrap_content_key(bytes.fromhex(head.wrap), private_key=keyset.kem, manifest_digest=digest)
+    nonce = bytes.fromhex(head.stream_nonce)
+    keys = derive_stream_keys(content_key, direction=Direction.REQUEST, manifest_digest=digest, nonce=nonce)
+    check_commitment(keys, bytes.fromhex(head.commitment))
+    cipher = ChunkCipher(keys, transfer_id=bytes.fromhex(head.manifest.transfer_id), direction=Direction.REQUEST)
+    reader = ChunkReader(
+        source,
+        cipher,
+        direction=Direction.REQUEST,
+        chunk_bytes=head.manifest.chunk_bytes,
+        manifest_digest=digest,
+    )
+    return OpenedRequest(head, digest, content_key, sender, reader)
+
+
+def require_chunk_bytes(chunk_bytes: int) -> None:
+    """Refuse a chunk size outside the closed table (check 1)."""
+    if chunk_bytes not in CHUNK_BYTES:
+        raise LimitExceededError(f"the chunk size must be one of {', '.join(map(str, CHUNK_BYTES))}")
+
+
+def _check_expiry(expires_at: int, now: int) -> None:
+    if not now < expires_at <= now + MAX_EXPIRY_SECONDS:
+        raise ManifestError(
+            f"the request has expired or expires in more than {MAX_EXPIRY_SECONDS} s; check both clocks"
+        )
+
+
+def finish_verified(
+    reader: ChunkReader, sink: Sink, sizes: Iterator[int], *, data_bytes: int, sender: bytes, tail_bytes: int = 0
+) -> VerifiedTransfer:
+    """Fill the sink, read `tail_bytes` that follow, run the last checks, and only then let the sink finish.
+
+    `data_bytes` counts slabs and tail. The tail stands in `VerifiedTransfer.tail`.
+    """
+    try:
+        reader.expect(data_bytes)
+        reader.fill(sink, sizes)
+        tail = reader.block(tail_bytes)
+        reader.finish(sender)
+        payload = sink.finish()
+    except BaseException:
+        sink.wipe()
+        raise
+    finally:
+        reader.wipe()
+    return VerifiedTransfer(payload=payload, ciphertext_root=reader.root(), chunk_count=reader.count, tail=tail)

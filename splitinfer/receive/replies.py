@@ -1,0 +1,131 @@
+"""A reply's intake on the device: clear head, sealed response manifest, then a cache, token frames or a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from splitinfer.errors import (
+    ManifestError,
+    RemoteRefusedError,
+    ReplayError,
+    SplitInferError,
+    TruncatedError,
+    error_for_code,
+)
+from splitinfer.handoff import Sink, Source, VerifiedTransfer
+from splitinfer.receive.chunks import ChunkReader
+from splitinfer.receive.expectations import Expectations, check_response
+from splitinfer.receive.intake import finish_verified, require_chunk_bytes
+from splitinfer.receive.reading import read_head
+from splitinfer.sealing.frames import Frame, FrameKind, parse_frame
+from splitinfer.sealing.keys import Direction, check_commitment, derive_stream_keys
+from splitinfer.sealing.manifest import VERSION, RefusalWire, ReplyHead, ResponseManifest, parse_wire
+from splitinfer.sealing.receipt import RECEIPT_BYTES, Receipt, read_receipt_block
+from splitinfer.sealing.stream import FRAME_CHUNK_BYTES, ChunkCipher
+from splitinfer.sealing.transfer import TransferKeys
+
+__all__ = ["OpenedReply", "SentRequest", "open_reply"]
+
+
+@dataclass(frozen=True, slots=True)
+class SentRequest:
+    """What the device keeps of a request in order to open its reply."""
+
+    keys: TransferKeys
+    sealed_manifest_sha256: str
+    receipt_public_key: bytes
+    tokens: int
+
+
+def open_reply(source: Source, sent: SentRequest, expected: Expectations) -> OpenedReply:
+    """Read the head and the response manifest; checks 1, 2, 9 to 11, 14, 15, 17."""
+    head = parse_wire(ReplyHead, read_head(source), what="reply head")
+    if head.version != VERSION:
+        raise ManifestError(f"the reply is of another protocol version than {VERSION}; update the older side")
+    require_chunk_bytes(head.chunk_bytes)
+    if head.transfer_id != sent.keys.transfer_id.hex():
+        raise ReplayError("the reply answers another transfer")
+    keys = derive_stream_keys(
+        sent.keys.content_key,
+        direction=Direction.REPLY,
+        manifest_digest=sent.keys.manifest_digest,
+        nonce=bytes.fromhex(head.stream_nonce),
+    )
+    check_commitment(keys, bytes.fromhex(head.commitment))
+    reader = ChunkReader(
+        source,
+        ChunkCipher(keys, transfer_id=sent.keys.transfer_id, direction=Direction.REPLY),
+        direction=Direction.REPLY,
+        chunk_bytes=head.chunk_bytes,
+        manifest_digest=sent.keys.manifest_digest,
+    )
+    manifest = parse_wire(ResponseManifest, reader.manifest(), what="response manifest")
+    check_response(manifest, expected, tokens=sent.tokens, request_sha256=sent.sealed_manifest_sha256)
+    return OpenedReply(manifest, reader, sent)
+
+
+@dataclass(slots=True)
+class OpenedReply:
+    """A reply whose manifest is authentic; what follows is verified as it is read."""
+
+    manifest: ResponseManifest
+    reader: ChunkReader
+    sent: SentRequest
+    receipt: Receipt | None = None
+
+    def receive_cache(self, sink: Sink, sizes: Iterator[int], *, data_bytes: int) -> VerifiedTransfer:
+        """Receive a cache and the receipt behind it; on any failure the sink is wiped."""
+        verified = finish_verified(
+            self.reader,
+            sink,
+            sizes,
+            data_bytes=data_bytes + RECEIPT_BYTES,
+            sender=self.sent.receipt_public_key,
+            tail_bytes=RECEIPT_BYTES,
+        )
+        self.receipt = read_receipt_block(verified.tail)
+        return verified
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield verified frames in order up to the end, then read padding, receipt and trailer.
+
+        Raises VerificationError kinds at the first fault; what was yielded before stays valid, and is incomplete.
+        """
+        count = self.manifest.frames
+        self.reader.expect(count * FRAME_CHUNK_BYTES + RECEIPT_BYTES)
+        ended = False
+        for _ in range(count):
+            frame = parse_frame(self.reader.block(FRAME_CHUNK_BYTES))
+            if ended and frame.kind is not FrameKind.PAD:
+                raise ManifestError("frames follow the end of the answer")
+            if frame.kind is FrameKind.REFUSAL:
+                raise refusal_error(frame.code)
+            ended = ended or frame.kind is FrameKind.END
+            if frame.kind is not FrameKind.PAD:
+                yield frame
+        self._finish()
+        if not ended:
+            raise TruncatedError("the answer has no end frame")
+
+    def refuse(self) -> SplitInferError:
+        """Verify a sealed refusal to its end and return the error that it names."""
+        self.reader.expect(RECEIPT_BYTES)
+        self._finish()
+        refusal = self.manifest.refusal
+        return refusal_error(refusal.code, refusal) if refusal else ManifestError("the refusal names no code")
+
+    def _finish(self) -> None:
+        self.receipt = read_receipt_block(self.reader.block(RECEIPT_BYTES))
+        self.reader.finish(self.sent.receipt_public_key)
+        self.reader.wipe()
+
+
+def refusal_error(code: str, refusal: RefusalWire | None = None) -> SplitInferError:
+    """Return the typed error for a sealed refusal; an unknown code becomes RemoteRefusedError."""
+    fields = ", ".join(f"{name} {value}" for name, value in sorted(refusal.fields.items())) if refusal else ""
+    message = f"the cloud refused the transfer: {code}{f' ({fields})' if fields else ''}"
+    kind = error_for_code(code)
+    if kind is None or kind is RemoteRefusedError:
+        return RemoteRefusedError(message, remote_code=code)
+    return kind(message)

@@ -1,0 +1,315 @@
+"""What a stream says about itself: the public manifest in clear, the sealed ones inside the stream; both sides.
+
+The public manifest names a version, a suite, two ids, a keyset, a chunk size and an expiry, and nothing else.
+Everything about the model, the prompt's size, the policy and the sampling is sealed. Wire models are pydantic with
+`extra="forbid"`, in canonical JSON; binary values are lower-case hexadecimal, non-integers decimal strings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from splitinfer import handoff, schedule
+from splitinfer.errors import ManifestError
+from splitinfer.sealing.encoding import canonical, parse_canonical, prefixed
+
+__all__ = [
+    "MANIFEST_REGION_BYTES",
+    "VERSION",
+    "CacheWire",
+    "Count",
+    "Hex16",
+    "Hex32",
+    "Hex64",
+    "PublicManifest",
+    "ReplyHead",
+    "RequestHead",
+    "RequestManifest",
+    "ResponseManifest",
+    "SamplingWire",
+    "Short",
+    "WireModel",
+    "cache_bytes",
+    "manifest_region",
+    "parse_wire",
+]
+
+VERSION = 1
+MANIFEST_REGION_BYTES = 4096
+
+Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+HexWrap = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2336}$")]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Short = Annotated[str, StringConstraints(max_length=64)]
+Decimals = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$")]
+
+
+class WireModel(BaseModel):
+    """Base of everything that is parsed from the wire: frozen, strict, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def to_bytes(self) -> bytes:
+        """Encode as canonical JSON."""
+        return canonical(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> bytes:
+        """Return SHA-256 of the canonical encoding."""
+        return hashlib.sha256(self.to_bytes()).digest()
+
+
+W = TypeVar("W", bound=WireModel)
+
+
+def parse_wire(model: type[W], data: bytes, *, what: str) -> W:
+    """Parse canonical JSON into a wire model; raises ManifestError, naming the field and never its value."""
+    parse_canonical(data, what=what)
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "(whole)"
+        raise ManifestError(f"the {what} has a wrong or unknown field: {field[:80]}") from None
+
+
+class PublicManifest(WireModel):
+    """What an observer may read of a transfer; its digest binds the wrap, the stream keys and every signature."""
+
+    version: Annotated[int, Field(ge=0, le=2**16)]
+    suite: Short
+    transfer_id: Hex16
+    keyset_digest: Hex32
+    sender_id: Hex32
+    chunk_bytes: Count
+    expires_at: Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+class RequestHead(WireModel):
+    """The clear head of a request: manifest, wrapped content key, stream nonce, commitment, sender authentication."""
+
+    manifest: PublicManifest
+    wrap: HexWrap
+    stream_nonce: Hex32
+    commitment: Hex32
+    server_nonce: Hex32
+    signature: Hex64
+
+    def signed_bytes(self) -> bytes:
+        """Return what the device key signs: everything in the head but the signature."""
+        return self.model_copy(update={"signature": "0" * 128}).to_bytes()
+
+
+class ReplyHead(WireModel):
+    """The clear head of a reply; its keys derive from the request's content key and manifest."""
+
+    version: Annotated[int, Field(ge=0, le=2**16)]
+    transfer_id: Hex16
+    chunk_bytes: Count
+    stream_nonce: Hex32
+    commitment: Hex32
+
+
+class ModelWire(WireModel):
+    """The three digests of a model."""
+
+    weights_sha256: Hex32
+    config_sha256: Hex32
+    tokenizer_sha256: Hex32
+
+    @classmethod
+    def of(cls, identity: handoff.ModelIdentity) -> ModelWire:
+        """Convert."""
+        return cls(
+            weights_sha256=identity.weights_sha256,
+            config_sha256=identity.config_sha256,
+            tokenizer_sha256=identity.tokenizer_sha256,
+        )
+
+
+class NumericsWire(WireModel):
+    """See handoff.Numerics."""
+
+    torch: Short
+    device: Short
+    dtype: Short
+    attention: Short
+    threads: Count
+
+    @classmethod
+    def of(cls, numerics: handoff.Numerics) -> NumericsWire:
+        """Convert."""
+        return cls(
+            torch=numerics.torch,
+            device=numerics.device,
+            dtype=numerics.dtype,
+            attention=numerics.attention,
+            threads=numerics.threads,
+        )
+
+    def numerics(self) -> handoff.Numerics:
+        """Convert back."""
+        return handoff.Numerics(self.torch, self.device, self.dtype, self.attention, self.threads)
+
+
+class TokensWire(WireModel):
+    """How many tokens the stream carries and to how many they are padded."""
+
+    true: Annotated[int, Field(ge=1, le=2**24)]
+    padded: Annotated[int, Field(ge=1, le=2**24)]
+
+
+class LayerWire(WireModel):
+    """See handoff.LayerLayout; `count` neighbouring layers are alike."""
+
+    count: Annotated[int, Field(ge=1, le=4096)]
+    kind: Literal["full", "sliding"]
+    key_heads: Annotated[int, Field(ge=1, le=4096)]
+    key_dim: Annotated[int, Field(ge=1, le=65536)]
+    value_heads: Annotated[int, Field(ge=1, le=4096)]
+    value_dim: Annotated[int, Field(ge=1, le=65536)]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    window: Count
+
+
+class CacheWire(WireModel):
+    """A cache layout as runs of equal layers."""
+
+    layers: Annotated[list[LayerWire], Field(max_length=4096)]
+
+    @classmethod
+    def of(cls, layout: handoff.CacheLayout) -> CacheWire:
+        """Convert, joining equal neighbours."""
+        runs: list[tuple[handoff.LayerLayout, int]] = []
+        for layer in layout.layers:
+            if runs and runs[-1][0] == layer:
+                runs[-1] = (layer, runs[-1][1] + 1)
+            else:
+                runs.append((layer, 1))
+        return cls(layers=[LayerWire(count=n, **{k: getattr(x, k) for k in x.__slots__}) for x, n in runs])
+
+    def layout(self) -> handoff.CacheLayout:
+        """Convert back."""
+        return handoff.CacheLayout(
+            tuple(
+                handoff.LayerLayout(
+                    kind=run.kind,
+                    key_heads=run.key_heads,
+                    key_dim=run.key_dim,
+                    value_heads=run.value_heads,
+                    value_dim=run.value_dim,
+                    dtype=run.dtype,
+                    window=run.window,
+                )
+                for run in self.layers
+                for _ in range(run.count)
+            )
+        )
+
+
+class SamplingWire(WireModel):
+    """See handoff.SamplingParams; non-integers and the 63-bit seed are decimal strings."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=2**20)]
+    temperature: Decimals
+    top_p: Decimals
+    top_k: Count
+    seed: Decimals
+    stop: Annotated[list[Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=16)]
+
+    @classmethod
+    def of(cls, params: handoff.SamplingParams) -> SamplingWire:
+        """Convert; floats are written so that reading them back gives the same float."""
+        return cls(
+            max_new_tokens=params.max_new_tokens,
+            temperature=format(Decimal(repr(params.temperature)), "f"),
+            top_p=format(Decimal(repr(params.top_p)), "f"),
+            top_k=params.top_k,
+            seed=str(params.seed),
+            stop=list(params.stop),
+        )
+
+    def params(self) -> handoff.SamplingParams:
+        """Convert back; raises ManifestError."""
+        try:
+            return handoff.SamplingParams(
+                max_new_tokens=self.max_new_tokens,
+                temperature=float(Decimal(self.temperature)),
+                top_p=float(Decimal(self.top_p)),
+                top_k=self.top_k,
+                seed=int(self.seed),
+                stop=tuple(self.stop),
+            )
+        except (InvalidOperation, ValueError) as error:
+            raise ManifestError("the sampling parameters are not numbers") from error
+
+
+class SessionWire(WireModel):
+    """Where the transfer stands in its session; a first turn has no parent and no base."""
+
+    session_id: Hex16
+    turn: Count
+    parent_root: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+    base_tokens: Count
+
+
+class RequestManifest(WireModel):
+    """The first thing inside a request stream: what it carries and what is asked."""
+
+    version: Annotated[int, Field(ge=0, le=2**16)]
+    kind: Literal["prefill", "decode"]
+    protection: Short
+    codec: Short
+    pad: Short
+    policy_sha256: Hex32
+    log_checkpoint: Hex32
+    model: ModelWire
+    numerics: NumericsWire
+    session: SessionWire
+    tokens: TokensWire
+    steps: Annotated[list[tuple[Count, Count]], Field(max_length=65536)]
+    cache: CacheWire | None
+    last_token: Count | None
+    sampling: SamplingWire | None
+
+
+class RefusalWire(WireModel):
+    """Why the recipient refuses, sealed: a code of the error tree and the digests or counts that differ."""
+
+    code: Short
+    fields: dict[Short, Annotated[str, StringConstraints(max_length=128)]]
+
+
+class ResponseManifest(WireModel):
+    """The first thing inside a reply stream."""
+
+    version: Annotated[int, Field(ge=0, le=2**16)]
+    kind: Literal["cache", "tokens", "refusal"]
+    request_manifest_sha256: Hex32
+    codec: Short
+    model: ModelWire | None
+    numerics: NumericsWire | None
+    tokens: TokensWire | None
+    cache: CacheWire | None
+    frames: Count
+    refusal: RefusalWire | None
+
+
+def manifest_region(data: bytes, *, chunk_bytes: int) -> bytes:
+    """Lay out a sealed manifest: 4-byte length, JSON, zeros up to a multiple of 4,096 and of the chunk size.
+
+    Slabs after it then start at a chunk boundary and can be sealed and opened in place.
+    """
+    unit = max(MANIFEST_REGION_BYTES, chunk_bytes)
+    body = prefixed(data)
+    return body.ljust(-(-len(body) // unit) * unit, b"\x00")
+
+
+def cache_bytes(layout: handoff.CacheLayout, padded_tokens: int) -> int:
+    """Return the bytes of all slabs of a cache."""
+    return sum(slab.size_bytes for slab in schedule.slabs(layout, padded_tokens))

@@ -1,0 +1,164 @@
+"""A session on the device: policy, model and audit log wired together, prompts in, answers out.
+
+Read this file first, then `flow.py`, which is one run step by step, then `cloud.py`, its twin on the other side.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from splitinfer.answer import Answer
+from splitinfer.egress.gate import Gate
+from splitinfer.egress.log import AuditLog
+from splitinfer.errors import UsageError
+from splitinfer.flow import Device, Flow
+from splitinfer.handoff import SamplingParams, Segment, Transport
+from splitinfer.home import Home
+from splitinfer.home.remotes import Remote, load_remote
+from splitinfer.home.seen import SeenFile
+from splitinfer.model.digest_cache import DigestCache
+from splitinfer.model.engine import Engine
+from splitinfer.model.loading import load
+from splitinfer.model.sampling import require_sampling_params
+from splitinfer.transport.http import HttpTransport
+from trust_models.policy import Policy, resolve
+
+__all__ = ["AnswerStream", "Session", "load_engine"]
+
+
+class Session:
+    """One policy, one loaded model, one audit log; safe for one thread. Made by `open`."""
+
+    def __init__(self, device: Device, *, log: AuditLog) -> None:
+        self._device, self._log = device, log
+
+    @classmethod
+    def open(
+        cls,
+        policy: str | Path | Policy,
+        *,
+        home: str | Path | Home | None = None,
+        engine: Engine | None = None,
+        transport: Transport | None = None,
+    ) -> Session:
+        """Open a session: the policy (a built-in name, a TOML file, or a Policy), the model that it names, the log.
+
+        `engine` reuses a model that is loaded already, `transport` replaces HTTP. Raises PolicyError, ModelError and
+        its kinds, StateError, AuditLogError.
+        """
+        rules = policy if isinstance(policy, Policy) else resolve(str(policy))
+        folder = home if isinstance(home, Home) else Home.find(str(home) if home else None)
+        remote = _remote(rules, folder)
+        engine = engine or load_engine(rules.model.source, home=folder, expected=rules.model.weights_sha256)
+        log = AuditLog.open(
+            Path(rules.audit.path) if rules.audit.path else folder.audit,
+            origin=folder.log_origin,
+            checkpoint_key=folder.key("checkpoint"),
+            clock=time.time,
+            randomness=secrets.token_bytes,
+        )
+        device = Device(
+            policy=rules,
+            engine=engine,
+            gate=Gate(log),
+            pinned_sha256=remote.identity_sha256 if remote else "",
+            transport=transport or (HttpTransport(remote.url, tls_ca=remote.tls_ca) if remote else None),
+            key=folder.key("device"),
+            seen=SeenFile(folder),
+            clock=time.time,
+            randomness=secrets.token_bytes,
+            session_id=secrets.token_hex(16),
+        )
+        return cls(device, log=log)
+
+    @property
+    def policy(self) -> Policy:
+        """Return the policy in force."""
+        return self._device.policy
+
+    def run(self, segments: Sequence[Segment], **sampling: object) -> Answer:
+        """Run a prompt to its end; keyword arguments are the fields of SamplingParams."""
+        stream = self.stream(segments, **sampling)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(self, segments: Sequence[Segment], **sampling: object) -> AnswerStream:
+        """Run a prompt and yield its text as it comes; `answer` is there at the end.
+
+        Raises while it is read: PromptError kinds, EgressDeniedError, AttestationError kinds, VerificationError
+        kinds, TransportError kinds, AuditLogError.
+        """
+        return AnswerStream(Flow(self._device, segments, _params(sampling)))
+
+    def close(self) -> None:
+        """Close the log."""
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AnswerStream:
+    """Iterates over text pieces once; `answer` is the whole when iteration ended."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._pieces = flow.run()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield text as it becomes available."""
+        yield from self._pieces
+
+    @property
+    def has_begun(self) -> bool:
+        """Tell whether any text was yielded; a fault after that leaves the answer incomplete."""
+        return self._flow.has_begun
+
+    @property
+    def answer(self) -> Answer:
+        """Return the finished answer; raises UsageError before the end."""
+        if self._flow.answer is None:
+            raise UsageError("the answer is complete only once its stream was read to the end")
+        return self._flow.answer
+
+    def close(self) -> None:
+        """Stop early; what moved is logged as aborted."""
+        self._pieces.close()
+
+
+def load_engine(source: str, *, home: Home, expected: str | None = None) -> Engine:
+    """Load a model with its digests cached in the state folder; raises ModelError and its kinds."""
+    return Engine(load(source, expected_weights_sha256=expected, digest_cache=DigestCache(home.digests)))
+
+
+def _remote(policy: Policy, home: Home) -> Remote | None:
+    named = policy.remote
+    if named is None:
+        return None
+    if named.name is not None:
+        return load_remote(home, named.name)
+    return Remote(named.url or "", named.identity_sha256 or "", Path(named.tls_ca) if named.tls_ca else None)
+
+
+def _params(sampling: Mapping[str, object]) -> SamplingParams:
+    values = dict(sampling)
+    stop = values.pop("stop", ())
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)  # type: ignore[arg-type]
+    try:
+        params = SamplingParams(**values, stop=stops)  # type: ignore[arg-type]
+    except TypeError as error:
+        known = ", ".join(SamplingParams.__slots__)
+        raise UsageError(f"sampling takes {known}, and nothing else") from error
+    require_sampling_params(params)
+    return params

@@ -1,0 +1,135 @@
+"""The in-memory twin of the HTTP transport: ReleasedTransfer -> any Cloud -> Reply; both sides in one process.
+
+It counts, bounds and maps errors as the HTTP pair does, so that what holds over it holds over the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from splitinfer.errors import RemoteBusyError, RemoteRefusedError, SplitInferError, TransportError, TruncatedError
+from splitinfer.handoff import Cloud, CloudReply, Meter, ReleasedTransfer, Reply
+
+__all__ = ["MemoryTransport"]
+
+
+class MemoryTransport:
+    """Hand released transfers to a `Cloud` in this process."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+
+    def exchange(self, transfer: ReleasedTransfer) -> Reply:
+        """Let the cloud pull the body, then return its reply.
+
+        Raises RemoteBusyError or RemoteRefusedError for what the cloud raises; an error raised by `transfer.body`
+        itself passes unchanged.
+        """
+        source = _BodySource(transfer)
+        try:
+            reply = _MemoryReply(self._cloud.handle(transfer.route, source), transfer.meter)
+            reply.start()
+        except SplitInferError as error:
+            raise source.failure or _refusal(error) from None
+        return reply
+
+
+class _BodySource:
+    """The released body as a Source; remembers the device's own failure, so that it is not taken for a refusal."""
+
+    def __init__(self, transfer: ReleasedTransfer) -> None:
+        self.failure: SplitInferError | None = None
+        self._pieces = iter(transfer.body)
+        self._left_bytes = transfer.body_bytes
+        self._piece = memoryview(b"")
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read up to len(buffer) bytes; 0 at the end. Raise TruncatedError where the body misses its length."""
+        while not self._piece and buffer and self._next():
+            pass
+        count = min(len(buffer), len(self._piece))
+        buffer[:count] = self._piece[:count]
+        self._piece = self._piece[count:]
+        return count
+
+    def _next(self) -> bool:
+        try:
+            piece = next(self._pieces, None)
+        except SplitInferError as error:
+            self.failure = error
+            raise TruncatedError("the body ended early") from None
+        self._piece = memoryview(b"" if piece is None else piece).cast("B")
+        self._left_bytes -= len(self._piece)
+        if self._left_bytes < 0 or (piece is None and self._left_bytes):
+            self.failure = TransportError("the released body differs from its declared length")
+            raise TruncatedError("the body differs from its declared length")
+        return piece is not None
+
+
+class _MemoryReply:
+    """The cloud's reply body, counted as it is read."""
+
+    def __init__(self, reply: CloudReply, meter: Meter) -> None:
+        self._body_bytes = self._left_bytes = reply.body_bytes
+        self._body: Iterator[memoryview | bytes] = reply.body
+        self._meter = meter
+        self._piece = memoryview(b"")
+        self._is_closed = False
+
+    @property
+    def body_bytes(self) -> int | None:
+        """Return the reply's declared length."""
+        return self._body_bytes
+
+    def start(self) -> None:
+        """Pull the first piece: what fails before it is still a refusal."""
+        self._piece = memoryview(next(self._body, b"")).cast("B")
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read up to len(buffer) bytes; 0 at the end. Raise TransportError where bytes are missing."""
+        view = buffer[: self._left_bytes]
+        if not view:
+            return 0
+        if self._is_closed:
+            raise TransportError("the reply was closed before its end")
+        while not self._piece:
+            self._next()
+        count = min(len(view), len(self._piece))
+        view[:count] = self._piece[:count]
+        self._piece = self._piece[count:]
+        if count == self._left_bytes:
+            self._finish()
+        self._meter.received(view[:count])
+        self._left_bytes -= count
+        return count
+
+    def close(self) -> None:
+        """Close the cloud's generator, so that it can erase; idempotent."""
+        self._is_closed = True
+        close = getattr(self._body, "close", None)
+        if close is not None:
+            close()
+
+    def _next(self) -> None:
+        piece = self._pull()
+        if piece is None:
+            raise TransportError(f"the reply ended {self._left_bytes} bytes before its declared length")
+        self._piece = memoryview(piece).cast("B")
+
+    def _finish(self) -> None:
+        # The HTTP door lets the generator end before it hands over the last bytes, so a late failure shows here too.
+        while (piece := self._pull()) is not None or self._piece:
+            if piece or self._piece:
+                raise TransportError("the reply goes on after its declared length")
+
+    def _pull(self) -> memoryview | bytes | None:
+        try:
+            return next(self._body, None)
+        except SplitInferError:
+            raise TransportError("the connection to the cloud was lost") from None
+
+
+def _refusal(error: SplitInferError) -> TransportError:
+    if isinstance(error, RemoteBusyError):
+        return RemoteBusyError("the cloud is at its limit of concurrent transfers; try again later")
+    return RemoteRefusedError(f"the cloud refused the request: {error.code}", remote_code=error.code)

@@ -1,0 +1,89 @@
+"""The policy digest names the rules and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trust_models.policy import builtin_names, load_builtin, parse_policy
+
+HEX = "ab" * 32
+BASE = 'mode = "public-prefix"\n[remote]\nname = "default"\n'
+
+
+def _digest(text: str) -> str:
+    return parse_policy(text, origin="policy").digest
+
+
+def _toml(fields: dict[str, Any], order: list[str], comment: str) -> str:
+    lines = [f"# {comment}", f"mode = {json.dumps(fields['mode'])}  # {comment}"]
+    for section in order:
+        lines.append(f"[{section}] # {comment}")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in reversed(fields[section].items())]
+    return "\n".join(lines)
+
+
+def test_digest_is_sha256_of_the_canonical_json() -> None:
+    canonical = (
+        '{"audit":{},"fallback":{"on_remote_failure":"refuse"},"mode":"local","model":{"source":"embedded"},'
+        '"segments":{"default":"private","rule":[]},'
+        '"transfer":{"chunk_tokens":512,"codec":"raw","pad":"padme","verify_rows":0}}'
+    )
+    assert _digest('mode = "local"') == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    order=st.permutations(["model", "segments", "remote", "transfer", "fallback"]),
+    comment=st.text("abc xyz", max_size=20),
+)
+def test_digest_is_the_same_with_defaults_written_out_in_any_order(order: list[str], comment: str) -> None:
+    policy = parse_policy(BASE, origin="policy")
+    fields = policy.model_dump(mode="json", exclude_none=True)
+    fields["segments"].pop("rule")
+    assert _digest(_toml(fields, order, comment)) == policy.digest
+
+
+def test_builtin_policies_have_different_digests() -> None:
+    assert len({load_builtin(name).digest for name in builtin_names()}) == len(builtin_names())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f'[model]\nweights_sha256 = "{HEX}"',
+        '[model]\nsource = "other"',
+        '[[segments.rule]]\nsource = "a"\nlabel = "public"',
+        "[transfer]\nchunk_tokens = 64",
+        "[transfer]\nverify_rows = 1",
+        '[fallback]\non_remote_failure = "local"',
+    ],
+)
+def test_digest_changes_with_every_rule(change: str) -> None:
+    assert _digest(f"{BASE}{change}") != _digest(BASE)
+
+
+def test_digest_changes_with_the_recipient() -> None:
+    inline = 'mode = "sealed-decode"\n[remote]\nurl = "https://a"\nidentity_sha256 = "{}"'
+    assert _digest(inline.format(HEX)) != _digest(inline.format("cd" * 32))
+    named = 'mode = "sealed-decode"\n[remote]\nname = "{}"'
+    assert _digest(named.format("a")) != _digest(named.format("b"))
+
+
+def test_digest_leaves_places_out() -> None:
+    inline = f'mode = "sealed-decode"\n[remote]\nidentity_sha256 = "{HEX}"\nurl = "https://{{}}"\n'
+    moved = inline.format("b.example:8443") + 'tls_ca = "ca.pem"\n[audit]\npath = "elsewhere"'
+    assert _digest(inline.format("a")) == _digest(moved)
+
+
+def test_digest_ignores_the_order_and_repetition_of_rules() -> None:
+    one, two = (
+        '[[segments.rule]]\nsource = "a"\nlabel = "public"\n',
+        '[[segments.rule]]\npattern="*"\nlabel="private"\n',
+    )
+    assert _digest(BASE + one + two) == _digest(BASE + two + one + two)

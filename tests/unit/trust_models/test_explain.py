@@ -1,0 +1,108 @@
+"""The explanation says what leaves, and never calls anything stronger than it is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from trust_models.explain import explain
+from trust_models.modes import MODES
+from trust_models.policy import builtin_names, load_builtin, parse_policy
+
+HEX = "ab" * 32
+REMOTE = '[remote]\nname = "default"\n'
+REMOTE_MODES = [name for name in builtin_names() if name != "local"]
+
+
+def _explained(text: str) -> str:
+    return " ".join(explain(parse_policy(text, origin="policy")).split())
+
+
+def _builtin(name: str) -> str:
+    return " ".join(explain(load_builtin(name)).split())
+
+
+def test_local_says_that_nothing_leaves_and_speaks_of_no_recipient() -> None:
+    text = _builtin("local")
+    assert "Nothing. Prompt, cache and answer stay on the device." in text
+    assert "recipient" not in text
+    assert "ealed" not in text
+
+
+@pytest.mark.parametrize("name", REMOTE_MODES)
+def test_what_leaves_is_sealed_and_what_the_recipient_learns_is_named(name: str) -> None:
+    text = _builtin(name)
+    assert "sealed" in text
+    assert "in clear" in text
+    assert "exact token count" in text
+    assert "timing" in text
+    assert "rounded up to a bucket" in text
+    assert "Pinning proves who the recipient is; it proves nothing about its software" in text
+
+
+@pytest.mark.parametrize("name", ["sealed-prefill", "sealed-decode"])
+def test_sealed_modes_say_that_the_recipient_reads_the_whole_prompt(name: str) -> None:
+    text = _builtin(name)
+    assert "The recipient has the whole prompt" in text
+    assert "private texts included" in text
+    assert "Private texts: only this device" not in text
+
+
+def test_sealed_decode_says_that_the_recipient_reads_the_answer() -> None:
+    assert "and the answer in clear" in _builtin("sealed-decode")
+
+
+def test_public_prefix_says_that_the_choice_of_public_text_reveals_something() -> None:
+    text = _builtin("public-prefix")
+    assert "Private texts: only this device." in text
+    assert "chosen with the help of private text" in text
+    assert "steer the answer" in text
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_guarantee_is_the_one_of_the_table(name: str) -> None:
+    policy = load_builtin(name)
+    guarantee = MODES[policy.mode].guarantee
+    assert f"{guarantee[0].upper()}{guarantee[1:]}." in _builtin(name)
+    assert "What is only empirical" in _builtin(name)
+    assert policy.digest in _builtin(name)
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_no_word_promises_more_than_the_mode_gives(name: str) -> None:
+    strong = r"\b(anonymous|unbreakable|completely|fully|impossible|zero.knowledge|end.to.end|guaranteed|safe|secure)\b"
+    assert re.search(strong, explain(load_builtin(name)), re.IGNORECASE) is None
+
+
+def test_unchecked_cache_is_said_to_be_unchecked() -> None:
+    base = f'mode = "public-prefix"\n{REMOTE}[transfer]\nverify_rows = '
+    assert "does not check for that" in _explained(f"{base}0")
+    assert "recomputes 5 random row(s)" in _explained(f"{base}5")
+    assert "probability 1 - 5/T" in _explained(f"{base}5")
+
+
+def test_fallback_is_said_as_it_is() -> None:
+    base = f'mode = "sealed-prefill"\n{REMOTE}[fallback]\non_remote_failure = '
+    assert "stops with an error" in _explained(f'{base}"refuse"')
+    assert "never falls back after received bytes failed a check" in _explained(f'{base}"local"')
+
+
+def test_inline_recipient_and_pinned_weights_are_named() -> None:
+    text = _explained(
+        f'mode = "sealed-prefill"\n[model]\nweights_sha256 = "{HEX}"\n[audit]\npath = "mylog"\n'
+        f'[remote]\nurl = "https://cloud.example"\nidentity_sha256 = "{"cd" * 32}"'
+    )
+    assert "cd" * 32 in text
+    assert "https://cloud.example" in text
+    assert f"must have the SHA-256 {HEX}" in text
+    assert "mylog" in text
+
+
+def test_labels_count_the_rules() -> None:
+    rule = '[[segments.rule]]\nsource = "{}"\nlabel = "{}"\n'
+    text = _explained(
+        f'mode = "public-prefix"\n{REMOTE}{rule.format("a", "public")}{rule.format("b", "private")}'
+        f"{rule.format('c', 'private')}"
+    )
+    assert "1 rule(s) that name a text as public and 2 that make texts private" in text

@@ -1,0 +1,175 @@
+"""Plain language about a policy: Policy -> text that a lawyer can read; device side, no IO.
+
+It says "sealed" and "clear" in their exact senses and calls nothing stronger than the mode's row in `modes` does.
+"""
+
+from __future__ import annotations
+
+from textwrap import fill
+
+from trust_models.modes import MODES, ModeRow, TrustMode
+from trust_models.schema import Policy
+
+__all__ = ["explain"]
+
+_WIDTH = 100
+_LEAVES = {
+    TrustMode.LOCAL: "Nothing. Prompt, cache and answer stay on the device.",
+    TrustMode.PUBLIC_PREFIX: (
+        "The public texts that stand before the first private one, as tokens, sealed. Their cache comes back, sealed. "
+        "A public text after a private one is treated as private and stays. Private text, anything computed from it, "
+        "and the answer stay on the device."
+    ),
+    TrustMode.SEALED_PREFILL: (
+        "The whole prompt, private texts included, sealed. Its cache comes back, sealed. "
+        "The answer is made on the device and is not sent."
+    ),
+    TrustMode.SEALED_DECODE: (
+        "The cache of the whole prompt, private texts included, and its last token, sealed. "
+        "A cache gives back the text that it was made from. The answer comes back, sealed."
+    ),
+}
+_READERS = {
+    TrustMode.LOCAL: "Only this device.",
+    TrustMode.PUBLIC_PREFIX: (
+        "Private texts: only this device. The public texts that are sent: this device and the recipient, "
+        "which has them in clear."
+    ),
+    TrustMode.SEALED_PREFILL: (
+        "This device and the recipient. The recipient has the whole prompt in clear, and with it could compute "
+        "an answer of its own."
+    ),
+    TrustMode.SEALED_DECODE: (
+        "This device and the recipient. The recipient has the whole prompt (in its cache) and the answer in clear."
+    ),
+}
+_SEALED = (
+    "Sealed means encrypted and authenticated, so that only the recipient with the pinned identity can open it. "
+    "Clear means readable as it is. Until the recipient destroys its short-lived keys, whoever takes those keys can "
+    "open what was recorded. The encryption is meant to hold against a quantum computer too; the signatures that show "
+    "who is who are not."
+)
+_OBSERVERS = (
+    "Whoever watches the network sees that this device and that address talk, when, for how long, and sizes rounded "
+    "up to a bucket (64 tokens at the least); no text. In clear inside the connection stand only a format "
+    "version, the key set in use, a transfer number, a pseudonym of this device for that key set, a chunk size and an expiry."
+)
+_CHOICE = (
+    "If public texts are chosen with the help of private text, as a search for fitting documents does, the choice "
+    "itself tells the recipient something about the private text. Nothing here hides that."
+)
+
+
+def explain(policy: Policy) -> str:
+    """Return what will leave, who can read it, what is learnt, what is formal and what happens on failure."""
+    row = MODES[policy.mode]
+    parts = [
+        ("Mode", f"{policy.mode}: prefill on the {_place(row)}, decode on the {row.decode}."),
+        ("What leaves this device", _LEAVES[policy.mode]),
+        ("Who can read it", _READERS[policy.mode]),
+    ]
+    if policy.mode is not TrustMode.LOCAL:
+        parts += [
+            ("What sealed means", _SEALED),
+            ("Who the recipient is", _recipient(policy)),
+            ("What the recipient learns besides", _learns(policy.mode)),
+            ("What others learn", _OBSERVERS),
+        ]
+    parts += [("What is assumed", _sentence(row.assumption)), ("What is formal", _formal(row))]
+    parts.append(("What is only empirical", _empirical(policy.mode)))
+    if policy.mode is TrustMode.PUBLIC_PREFIX:
+        parts += [("Labels", _labels(policy)), ("Choosing public texts", _CHOICE), ("A dishonest cloud", _rows(policy))]
+    if policy.mode is not TrustMode.LOCAL:
+        parts.append(("If the cloud fails", _fallback(policy)))
+    parts += [("Model", _model(policy)), ("Log", _log(policy)), ("Policy digest", policy.digest)]
+    return "\n\n".join(
+        f"{title}\n{fill(text, _WIDTH, initial_indent='  ', subsequent_indent='  ')}" for title, text in parts
+    )
+
+
+def _place(row: ModeRow) -> str:
+    return "cloud (public texts) and the device (the rest)" if row.prefill == "cloud:public" else row.prefill
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _recipient(policy: Policy) -> str:
+    remote = policy.remote
+    if remote is None:
+        return "Nobody."
+    if remote.name is not None:
+        who = f'The identity that this device keeps under the name "{remote.name}" in its state folder'
+    else:
+        who = f"The identity with the SHA-256 {remote.identity_sha256}, expected at {remote.url}"
+    return (
+        f"{who}. It is pinned: another identity is refused. Pinning proves who the recipient is; "
+        "it proves nothing about its software or about what it does with what it can read."
+    )
+
+
+def _learns(mode: TrustMode) -> str:
+    counts = "the public texts that are sent" if mode is TrustMode.PUBLIC_PREFIX else "the prompt"
+    return (
+        f"Which device asks, when and how often; which model and which policy (by digest); the "
+        f"request's settings that travel with it; "
+        f"the exact token count of {counts}. It also sees timing, such as the pauses between requests."
+    )
+
+
+def _formal(row: ModeRow) -> str:
+    reach = "This holds for what this program sends; other software on the device is outside it."
+    return f"{_sentence(row.guarantee)} {reach}"
+
+
+def _empirical(mode: TrustMode) -> str:
+    if mode is TrustMode.LOCAL:
+        return "Nothing: there is no transfer whose timing or size could be measured."
+    return "What timing and rounded sizes still give away. It can be measured, not proven, and no bound is claimed."
+
+
+def _labels(policy: Policy) -> str:
+    public = sum(rule.label == "public" for rule in policy.segments.rule)
+    private = len(policy.segments.rule) - public
+    return (
+        f"Text that nobody labels is private. This policy has {public} rule(s) that name a text as public "
+        f"and {private} that make texts private. A rule for private wins over the caller's --public; "
+        "a caller's private is never overruled."
+    )
+
+
+def _rows(policy: Policy) -> str:
+    rows = policy.transfer.verify_rows
+    steer = "A dishonest cloud can return a wrong cache and so steer the answer; it cannot read private text by it."
+    if not rows:
+        return f"{steer} This policy does not check for that (verify_rows = 0)."
+    return (
+        f"{steer} This policy recomputes {rows} random row(s) of the received cache. If one row among T is wrong, "
+        f"it goes unnoticed with probability 1 - {rows}/T (0 if T is {rows} or less): long texts are checked thinly."
+    )
+
+
+def _fallback(policy: Policy) -> str:
+    if policy.fallback.on_remote_failure == "refuse":
+        return "The run stops with an error. Nothing is tried another way."
+    return (
+        "If the connection fails before the first token of the answer, the device runs everything itself. "
+        "What was sent by then has left. It never falls back after received bytes failed a check, "
+        "nor to a weaker protection."
+    )
+
+
+def _model(policy: Policy) -> str:
+    pinned = policy.model.weights_sha256
+    pin = f"Its weights must have the SHA-256 {pinned}." if pinned else "Its weights are not pinned by this policy."
+    return f'Model "{policy.model.source}". {pin}'
+
+
+def _log(policy: Policy) -> str:
+    place = "this device's state folder" if policy.audit.path is None else policy.audit.path
+    before = "" if policy.mode is TrustMode.LOCAL else ", before the first byte leaves"
+    return (
+        f"Every run, also a denied one, is recorded in {place}{before}: digests and sizes, "
+        "never text. The record shows what this program released, once a signed checkpoint is kept elsewhere."
+    )

@@ -1,0 +1,263 @@
+"""The policy's sections and the contradictions that are refused: tables of a TOML file -> Policy; device side, no IO.
+
+Every sentence raised here says what to write instead; `translation` turns what pydantic itself finds into such
+sentences. Nothing repeats a value that could be secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Literal, NoReturn, Self
+
+import rfc8785
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from trust_models.labels import LabelName, LabelRule, decide_label, normal_name
+from trust_models.modes import TrustMode
+from trust_models.remote_url import check_url
+
+__all__ = [
+    "Audit",
+    "Fallback",
+    "Model",
+    "Policy",
+    "Remote",
+    "SegmentRule",
+    "Segments",
+    "Transfer",
+]
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CHUNK_UNIT, _MAX_CHUNK, _MAX_VERIFY_ROWS = 64, 4096, 64
+
+
+def _refuse(sentence: str) -> NoReturn:
+    raise PydanticCustomError("policy", "{sentence}", {"sentence": sentence})
+
+
+def _hex_digest(value: str) -> str:
+    if not _HEX.fullmatch(value.lower()):
+        _refuse("a SHA-256 digest is expected; write its 64 hex digits")
+    return value.lower()
+
+
+def _some_text(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        _refuse("the text is empty or holds control characters; write a name, or leave the key out")
+    return value
+
+
+def _not_public(value: LabelName) -> LabelName:
+    if value == "public":
+        _refuse(
+            'segments.default = "public" would publish every text that nobody labelled; write default = "private" '
+            "and name each public source in a [[segments.rule]] or with --public"
+        )
+    return value
+
+
+def _chunk(value: int) -> int:
+    if value % _CHUNK_UNIT or not _CHUNK_UNIT <= value <= _MAX_CHUNK:
+        _refuse(
+            f"transfer.chunk_tokens is not a multiple of {_CHUNK_UNIT} from {_CHUNK_UNIT} to {_MAX_CHUNK}; "
+            "write 512 unless you measured a better one"
+        )
+    return value
+
+
+def _rows(value: int) -> int:
+    if not 0 <= value <= _MAX_VERIFY_ROWS:
+        _refuse(f"transfer.verify_rows is outside 0 to {_MAX_VERIFY_ROWS}; write a number of rows in that range")
+    return value
+
+
+def _mode_word(value: object) -> object:
+    # Enum would format whatever it is given, and a hostile file can nest deeper than that bears.
+    if not isinstance(value, str):
+        _refuse(f"mode has the wrong type; write one of the words {', '.join(TrustMode)} in quotes")
+    return value
+
+
+def _remote_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        _refuse(
+            "remote.name is not the name of an entry of the state folder; write letters, digits, '.', '_' and '-' "
+            "only (at most 64), the first a letter or digit"
+        )
+    return value
+
+
+def _url(value: str) -> str:
+    try:
+        return check_url(value)
+    except ValueError as error:
+        _refuse(str(error))
+
+
+Sha256 = Annotated[str, AfterValidator(_hex_digest)]
+Text = Annotated[str, AfterValidator(_some_text)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class Model(_Section):
+    """Which model runs: "embedded", a local path or a hub id; `weights_sha256` pins its weights."""
+
+    source: Text = "embedded"
+    weights_sha256: Sha256 | None = None
+
+
+class SegmentRule(_Section):
+    """One label rule: `source` names a text exactly, `pattern` (fnmatch) names many and may only make them private."""
+
+    source: Text | None = None
+    pattern: Text | None = None
+    label: LabelName
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.source is None) == (self.pattern is None):
+            _refuse("a [[segments.rule]] has both or neither of source and pattern; write exactly one of them")
+        if self.pattern is not None and self.label == "public":
+            _refuse(
+                "a pattern rule would make public whatever happens to match; "
+                'write source = "NAME" for each public text, and patterns with label = "private" only'
+            )
+        if self.source is not None and any(letter in self.source for letter in "*?"):
+            _refuse('source is an exact name, without * or ?; write pattern = "..." with label = "private" instead')
+        if (self.source or self.pattern or "").endswith(("/", "\\")):
+            _refuse('a rule names texts, not folders; write pattern = "FOLDER/*" with label = "private"')
+        return self
+
+
+class Segments(_Section):
+    """How texts are labelled; what no rule and no caller labels is private."""
+
+    default: Annotated[LabelName, AfterValidator(_not_public)] = "private"
+    # TOML gives lists; a tuple keeps the frozen policy hashable.
+    rule: Annotated[tuple[SegmentRule, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        labels: dict[str, LabelName] = {}
+        for rule in self.rule:
+            if rule.source is not None and labels.setdefault(normal_name(rule.source), rule.label) != rule.label:
+                _refuse("two [[segments.rule]] entries give one source both labels; write one of them only")
+        return self
+
+
+class Remote(_Section):
+    """The other side: `name` of an entry of the state folder, or `url` and `identity_sha256` inline."""
+
+    name: Annotated[str, AfterValidator(_remote_name)] | None = None
+    url: Annotated[str, AfterValidator(_url)] | None = None
+    identity_sha256: Sha256 | None = None
+    tls_ca: Text | None = None
+    recipient: Literal["pinned"] = "pinned"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        inline = any(value is not None for value in (self.url, self.identity_sha256, self.tls_ca))
+        if self.name is not None and inline:
+            _refuse("[remote] has both a name and inline keys; write either name, or url and identity_sha256")
+        if self.name is None and not inline:
+            _refuse('[remote] names nobody; write name = "default", or url and identity_sha256')
+        if inline and self.url is None:
+            _refuse('[remote] has no url; write url = "https://HOST" beside identity_sha256, or name = "default" alone')
+        if inline and self.identity_sha256 is None:
+            _refuse(
+                "[remote] does not say who the recipient is; write identity_sha256 with the 64 hex digits that its "
+                "operator gave you"
+            )
+        if self.tls_ca is not None and (self.url or "").startswith("http:"):
+            _refuse("remote.tls_ca has no use with an http url; leave it out or write an https url")
+        return self
+
+
+class Transfer(_Section):
+    """How bytes travel. `chunk_tokens` is the longest prefill step; `verify_rows` counts recomputed cache rows."""
+
+    codec: Literal["raw"] = "raw"
+    pad: Literal["padme"] = "padme"
+    chunk_tokens: Annotated[int, AfterValidator(_chunk)] = 512
+    verify_rows: Annotated[int, AfterValidator(_rows)] = 0
+
+
+class Fallback(_Section):
+    """What happens when the transport fails before the first token: refuse, or run on the device."""
+
+    on_remote_failure: Literal["refuse", "local"] = "refuse"
+
+
+class Audit(_Section):
+    """Where the audit log is; None is the state folder's own."""
+
+    path: Text | None = None
+
+
+class Policy(_Section):
+    """A whole policy file, checked. Construct it with `load_policy`, which raises PolicyError instead of pydantic's."""
+
+    # Lax, so that the word from the file becomes a TrustMode; other words are still refused.
+    mode: Annotated[TrustMode, Field(strict=False), BeforeValidator(_mode_word)]
+    model: Model = Model()
+    segments: Segments = Segments()
+    remote: Remote | None = None
+    transfer: Transfer = Transfer()
+    fallback: Fallback = Fallback()
+    audit: Audit = Audit()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        local = self.mode is TrustMode.LOCAL
+        if local and self.remote is not None:
+            _refuse('mode "local" never calls anybody; remove [remote], or write another mode')
+        if local and self.fallback.on_remote_failure == "local":
+            _refuse('mode "local" has no remote that could fail; remove [fallback]')
+        if not local and self.remote is None:
+            _refuse(f'mode "{self.mode}" needs a recipient; write [remote] with name = "default"')
+        if self.transfer.verify_rows and self.mode is not TrustMode.PUBLIC_PREFIX:
+            _refuse(
+                f'transfer.verify_rows works in mode "public-prefix" only; '
+                f'write 0 or leave it out in mode "{self.mode}"'
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Return the lower-case hex SHA-256 over the RFC 8785 JSON of the policy's rules.
+
+        Defaults are written out and absent options left out. Places are not rules and stay outside: `audit.path`,
+        `remote.url` and `remote.tls_ca`; the recipient is who its identity says, wherever it is. Label rules act
+        together, so that their order and repetition do not matter: they are sorted and counted once.
+        """
+        fields = self.model_dump(
+            mode="json", exclude_none=True, exclude={"audit": {"path"}, "remote": {"url", "tls_ca"}}
+        )
+        unique = {rfc8785.dumps(rule): rule for rule in fields["segments"]["rule"]}
+        fields["segments"]["rule"] = [unique[key] for key in sorted(unique)]
+        return hashlib.sha256(rfc8785.dumps(fields)).hexdigest()
+
+    def label_of(self, source: str, caller_label: str | None) -> LabelName:
+        """Return the label of the text called `source`, given the caller's own label or None for unlabelled text.
+
+        | caller | a private rule matches | a public rule names it exactly | label |
+        |---|---|---|---|
+        | any | yes | any | private |
+        | public | no | any | public |
+        | private | no | any | private |
+        | none | no | yes | public |
+        | none | no | no | private |
+
+        So a rule demotes whatever the caller asked for, and promotes only a text that the caller left unlabelled;
+        any other label than these is taken as private. A public rule matches the very same string. A private one
+        matches any spelling of the path and any of its endings (`nda.md` covers `./NDA.md` and `/home/me/nda.md`).
+        Links are not followed.
+        """
+        rules = (LabelRule(rule.source, rule.pattern, rule.label) for rule in self.segments.rule)
+        return decide_label(rules, source, caller_label)
