@@ -47,7 +47,7 @@ from splitinfer.sealing.signing import signer
 from splitinfer.sealing.stream import PROMPT_CHUNK_BYTES, TAG_BYTES, chunk_count
 from splitinfer.sealing.transfer import HEAD_BOUND_BYTES, seal_request
 
-__all__ = ["Ask", "Exchange", "decode_ask", "prefill_ask"]
+__all__ = ["Ask", "Common", "Exchange", "decode_ask", "prefill_ask", "read_keyset"]
 
 MAX_KEYSET_BYTES = 64 * 1024
 
@@ -165,12 +165,7 @@ class Exchange:
 
     def appraise(self, *, pinned_sha256: str, seen: SeenKeysets) -> VerifiedRecipient:
         """Fetch the keyset through the gate and appraise it."""
-        released, _ = self._permit.release(Route.KEYSET)
-        reply = self._transport.exchange(released)
-        try:
-            data = _read_all(reply, limit=MAX_KEYSET_BYTES)
-        finally:
-            reply.close()
+        data = read_keyset(self._transport, self._permit)
         return appraise(data, pinned_sha256=pinned_sha256, now=int(self._clock()), seen=seen)
 
     def send(self, ask: Ask, recipient: VerifiedRecipient) -> OpenedReply:
@@ -249,11 +244,17 @@ class Exchange:
         self.receipt = receipt
 
 
-def _read_all(reply: Reply, *, limit: int) -> bytes:
+def read_keyset(transport: Transport, permit: Permit) -> bytes:
+    """Fetch a keyset through the gate, unappraised; raises LimitExceededError above 64 KiB."""
+    released, _ = permit.release(Route.KEYSET)
+    reply = transport.exchange(released)
     data = bytearray()
     buffer = memoryview(bytearray(16 * 1024))
-    while count := reply.readinto(buffer):
-        data += buffer[:count]
-        if len(data) > limit:
-            raise LimitExceededError(f"the keyset is longer than {limit} bytes")
+    try:
+        while count := reply.readinto(buffer):
+            data += buffer[:count]
+            if len(data) > MAX_KEYSET_BYTES:
+                raise LimitExceededError(f"the keyset is longer than {MAX_KEYSET_BYTES} bytes")
+    finally:
+        reply.close()
     return bytes(data)

@@ -61,7 +61,7 @@ def make_replica(home: Home, *, clock: Callable[[], float] = time.time) -> Repli
         certificate = _stored_certificate(home, key)
         return Replica(key, lambda: certificate, next_epoch=_next_epoch(home), clock=clock)
     if not home.has_key("identity"):
-        hint = "`splitinfer keys show --create identity`, or `keys certify` where the identity key is"
+        hint = "`splitinfer keys create-identity`, or `keys certify` where the identity key is"
         raise StateError(f"there is neither an identity key nor a replica certificate here; run {hint}")
     return Replica(*_self_certified(home, clock), next_epoch=_next_epoch(home), clock=clock)
 

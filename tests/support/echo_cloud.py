@@ -1,13 +1,13 @@
 """A cloud that does what the first 64 bytes of a body tell it to, and the same cloud served by a process of its own.
 
-    echo N              read the whole body, send its last N bytes back (N is the body's length without the command)
-    make N              read the whole body, send N bytes
-    refuse CODE         read nothing more, raise the error with this code
-    crash WORD          raise a RuntimeError whose text is WORD
-    late CODE N         begin a reply of N bytes, raise after all of them
-    break N             begin a reply of 2 N bytes, raise after N
-    short N             declare N bytes, send N - 1
-    hold N              send N bytes, then wait for `go`, then N more
+echo N              read the whole body, send its last N bytes back (N is the body's length without the command)
+make N              read the whole body, send N bytes
+refuse CODE         read nothing more, raise the error with this code
+crash WORD          raise a RuntimeError whose text is WORD
+late CODE N         begin a reply of N bytes, raise after all of them
+break N             begin a reply of 2 N bytes, raise after N
+short N             declare N bytes, send N - 1
+hold N              send N bytes, then wait for `go`, then N more
 """
 
 from __future__ import annotations

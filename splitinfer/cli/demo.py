@@ -1,0 +1,144 @@
+"""`splitinfer demo`: one private question under every trust mode, device and cloud in two processes on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from splitinfer.egress.verification import read_records, verify
+from splitinfer.embedded import demo as prompt
+from splitinfer.errors import SplitInferError, TransportError
+from splitinfer.home import Home
+from splitinfer.segments import note, public, question
+from trust_models.modes import MODES
+
+if TYPE_CHECKING:
+    from splitinfer.answer import Answer
+
+__all__ = ["add_parser"]
+
+_EPILOG = """examples:
+  splitinfer demo
+  splitinfer demo --keep ./demo-state                    keep both state folders, to look at the log
+"""
+_START_SECONDS = 60
+_SHOWN_RECORDS = 4
+
+
+class DemoError(SplitInferError):
+    """The embedded model did not give the answer that the demo knows."""
+
+    code = "demo"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `demo` command."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="every trust mode on the embedded model",
+        description="Ask one private question about a public document and a private note under every trust mode.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="keep the two state folders here")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(handler=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        base = args.keep or Path(scratch)
+        device = Home(base / "device")
+        with _cloud(base / "cloud", device) as url:
+            answers = list(_answers(device))
+        report = verify(device.audit, _checkpoint_key(device))
+        records = list(read_records(device.audit))
+    if args.json:
+        print(json.dumps({"url": url, "runs": [answer.to_json() for answer in answers], "audit_size": report.size}))
+    else:
+        _print(answers, report.size, records[-_SHOWN_RECORDS:])
+    return 0
+
+
+def _answers(device: Home) -> Iterator[Answer]:
+    from splitinfer.session import Session, load_engine
+
+    engine = load_engine("embedded", home=device)
+    segments = [public(prompt.DOCUMENT), note(prompt.NOTE), question(prompt.QUESTION)]
+    for mode in MODES:
+        with Session.open(mode.value, home=device, engine=engine) as session:
+            answer = session.run(segments)
+        if answer.text.strip() != prompt.ANSWER:
+            raise DemoError(f"under {mode.value} the embedded model did not answer as it should")
+        yield answer
+
+
+@contextmanager
+def _cloud(home: Path, device: Home) -> Iterator[str]:
+    command = [sys.executable, "-m", "splitinfer", "--home", str(home), "serve", "--port", "0", "--json"]
+    with subprocess.Popen(
+        [*command, "--pair", str(device.path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise TransportError("the cloud process did not start; run `splitinfer serve` to see why")
+            yield str(json.loads(line)["url"])
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if process.poll() is None:
+        process.kill()
+
+
+def _checkpoint_key(device: Home) -> Ed25519PublicKey:
+    return device.key("checkpoint").public_key()
+
+
+def _print(answers: list[Answer], size: int, records: list[object]) -> None:
+    print(f"public document:\n{_indented(prompt.DOCUMENT)}\nprivate note:\n{_indented(prompt.NOTE)}")
+    print(f"private question:\n{_indented(prompt.QUESTION)}\n")
+    heads = ("mode", "prefilled", "decoded", "tokens", "bytes up", "bytes down", "TTFT s", "answer", "cloud could read")
+    rows = [heads, *(_row(answer) for answer in answers)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\naudit log: {size} records, verified; the last {len(records)}:")
+    for record in records:
+        print(f"  {json.dumps(record, sort_keys=True)[:160]}")
+
+
+def _row(answer: Answer) -> tuple[str, ...]:
+    row = next(row for mode, row in MODES.items() if mode.value == answer.mode)
+    return (
+        answer.mode,
+        {"cloud:public": "cloud, device"}.get(row.prefill, row.prefill),
+        row.decode,
+        str(answer.prompt_tokens),
+        f"{answer.egress.bytes_sent:,}",
+        f"{answer.egress.bytes_received:,}",
+        f"{answer.ttft_seconds:.3f}",
+        answer.text.strip(),
+        row.cloud_reads,
+    )
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.strip().splitlines())

@@ -1,0 +1,177 @@
+"""`splitinfer keys`: this folder's keys, allowed devices, trusted clouds, replica certificates."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, KeysetReply, certify, identity_sha256
+from splitinfer.egress.gate import Gate, Intent, Outcome
+from splitinfer.egress.log import AuditLog
+from splitinfer.errors import SplitInferError, StateError, UsageError
+from splitinfer.exchange import read_keyset
+from splitinfer.home import Home
+from splitinfer.home.folder import write_private
+from splitinfer.home.remotes import Remote, save_remote
+from splitinfer.home.server_state import allow_device, generation
+from splitinfer.sealing.manifest import parse_wire
+from splitinfer.transport.http import HttpTransport
+
+__all__ = ["add_parser"]
+
+_EPILOG = """examples:
+  splitinfer keys show                                   this device's key, for the cloud's `keys allow`
+  splitinfer keys trust default https://cloud.example:8471 --identity 4f1c...
+  splitinfer keys trust default http://127.0.0.1:8471    shows the fingerprint and asks
+  splitinfer --home /srv/cloud keys create-identity      once, on the machine that certifies replicas
+  splitinfer --home /srv/cloud keys allow 91ab...        a device's key, from its `keys show`
+  splitinfer keys replica                                on a replica without the identity key
+  splitinfer keys certify REPLICA_KEY -o replica.cert    where the identity key is; valid for a day at most
+"""
+_KEY = re.compile(r"^[0-9a-f]{64}$")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `keys` command."""
+    parser = subparsers.add_parser(
+        "keys",
+        help="keys, allowed devices, trusted clouds",
+        description="Show keys, allow devices, trust clouds, certify replicas.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="keys_command", required=True, metavar="COMMAND")
+    _command(commands, "show", "print the public keys of this state folder", _show)
+    _command(commands, "create-identity", "make the identity key of a cloud", _create_identity)
+    allow = _command(commands, "allow", "answer requests of this device", _allow)
+    allow.add_argument("key", metavar="KEY", help="the device key that its `keys show` prints")
+    trust = _command(commands, "trust", "pin a cloud's identity under a name", _trust)
+    trust.add_argument("name", metavar="NAME", help="the name that policies use")
+    trust.add_argument("url", metavar="URL")
+    trust.add_argument("--identity", metavar="SHA256", help="the fingerprint its operator gave you")
+    trust.add_argument("--tls-ca", metavar="FILE", type=Path, help="CA certificate of its TLS, if not public")
+    _command(commands, "replica", "print this replica's key, for `keys certify`", _replica)
+    certified = _command(commands, "certify", "sign a replica's key with the identity key", _certify)
+    certified.add_argument("key", metavar="REPLICA_KEY")
+    certified.add_argument("-o", "--output", metavar="FILE", type=Path, required=True)
+    certified.add_argument("--hours", type=int, default=24, help="validity, 24 at most")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    handler: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _show(args: argparse.Namespace) -> int:
+    home = Home.find(args.home)
+    facts = {"device_key": _public(home, "device"), "checkpoint_key": _public(home, "checkpoint")}
+    if home.has_key("identity"):
+        facts["identity_sha256"] = identity_sha256(bytes.fromhex(_public(home, "identity")))
+        facts["generation"] = str(generation(home))
+    return _print(args, facts)
+
+
+def _create_identity(args: argparse.Namespace) -> int:
+    home = Home.find(args.home)
+    if home.has_key("identity"):
+        raise StateError("there is an identity key already; `keys show` prints its fingerprint")
+    return _print(args, {"identity_sha256": identity_sha256(bytes.fromhex(_public(home, "identity")))})
+
+
+def _allow(args: argparse.Namespace) -> int:
+    allow_device(Home.find(args.home), args.key)
+    return _print(args, {"allowed": args.key})
+
+
+def _trust(args: argparse.Namespace) -> int:
+    home = Home.find(args.home)
+    pin = args.identity
+    if pin is None:
+        pin = _fingerprint(home, args.url, args.tls_ca)
+        print(f"the cloud at {args.url} says that its identity is\n  {pin}", file=sys.stderr)
+        if not sys.stdin.isatty():
+            raise UsageError("compare the fingerprint with its operator's and run again with --identity")
+        print("Is that what its operator told you? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UsageError("not trusted; nothing was saved")
+    if not _KEY.match(pin):
+        raise UsageError("--identity takes the 64 lower-case hexadecimal digits of the fingerprint")
+    save_remote(home, args.name, Remote(args.url, pin, args.tls_ca))
+    return _print(args, {"name": args.name, "url": args.url, "identity_sha256": pin})
+
+
+def _fingerprint(home: Home, url: str, tls_ca: Path | None) -> str:
+    """Ask the cloud who it says it is, through the gate; nothing is believed yet."""
+    log = AuditLog.open(
+        home.audit,
+        origin=home.log_origin,
+        checkpoint_key=home.key("checkpoint"),
+        clock=time.time,
+        randomness=secrets.token_bytes,
+    )
+    try:
+        nobody = Intent("trust", "", "", "none", "", 0, 0, ())
+        permit = Gate(log).open(nobody)
+        try:
+            data = read_keyset(HttpTransport(url, tls_ca=tls_ca), permit)
+            identity = parse_wire(KeysetReply, data, what="keyset").keyset.certificate.body.identity
+        except SplitInferError as error:
+            permit.close(Outcome("failed", code=error.code))
+            raise
+        permit.close(Outcome("completed"))
+    finally:
+        log.close()
+    return identity_sha256(bytes.fromhex(identity))
+
+
+def _replica(args: argparse.Namespace) -> int:
+    return _print(args, {"replica_key": _public(Home.find(args.home), "replica")})
+
+
+def _certify(args: argparse.Namespace) -> int:
+    home = Home.find(args.home)
+    if not home.has_key("identity"):
+        raise StateError("the identity key is not in this state folder; run this where it is")
+    if not _KEY.match(args.key):
+        raise UsageError("a replica key is 64 lower-case hexadecimal digits; `keys replica` prints it")
+    if not 1 <= args.hours <= CERTIFICATE_SECONDS // 3600:
+        raise UsageError("--hours is 1 to 24")
+    public = bytes.fromhex(args.key)
+    certificate = certify(
+        home.key("identity"),
+        replica_id=hashlib.sha256(public).hexdigest()[:32],
+        replica_public_key=public,
+        generation=generation(home),
+        now=int(time.time()),
+        seconds=args.hours * 3600,
+    )
+    write_private(args.output, certificate.to_bytes().decode())
+    return _print(args, {"certificate": str(args.output), "replica_id": certificate.body.replica_id})
+
+
+def _public(home: Home, name: str) -> str:
+    return home.key(name).public_key().public_bytes_raw().hex()
+
+
+def _print(args: argparse.Namespace, facts: dict[str, str]) -> int:
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            print(f"{name:<{width}}  {value}")
+    return 0
