@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,7 +112,7 @@ def _checkpoint_key(device: Home) -> Ed25519PublicKey:
     return device.key("checkpoint").public_key()
 
 
-def _print(answers: list[Answer], size: int, records: list[object]) -> None:
+def _print(answers: list[Answer], size: int, records: Sequence[Mapping[str, object]]) -> None:
     print(f"public document:\n{_indented(prompt.DOCUMENT)}\nprivate note:\n{_indented(prompt.NOTE)}")
     print(f"private question:\n{_indented(prompt.QUESTION)}\n")
     heads = ("mode", "prefilled", "decoded", "tokens", "bytes up", "bytes down", "TTFT s", "answer", "cloud could read")
