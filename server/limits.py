@@ -46,10 +46,10 @@ def declared_body_bytes(headers: Headers, *, limit_bytes: int) -> int | None:
     return body_bytes
 
 
-def limited_protocol(*, head_timeout_seconds: float) -> type[HttpToolsProtocol]:
-    """Return uvicorn's protocol with a bound on the size and the time of a request head.
+def limited_protocol(*, head_timeout_seconds: float, max_connections: int) -> type[HttpToolsProtocol]:
+    """Return uvicorn's protocol with bounds on open connections and on the size and the time of a request head.
 
-    The connection is aborted where either is passed; `scope["state"]["abort"]` lets a reply be cut off unclean.
+    The connection is aborted where one is passed; `scope["state"]["abort"]` lets a reply be cut off unclean.
     """
 
     class LimitedProtocol(HttpToolsProtocol):
@@ -57,6 +57,8 @@ def limited_protocol(*, head_timeout_seconds: float) -> type[HttpToolsProtocol]:
             super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn narrows the transport's type
             self.head_bytes = 0
             self.is_head_done = False
+            if len(self.connections) > max_connections:
+                self.transport.abort()
             self.head_timer = self.loop.call_later(head_timeout_seconds, transport.abort)  # type: ignore[attr-defined]
 
         def connection_lost(self, exc: Exception | None) -> None:

@@ -60,7 +60,9 @@ def _config(app: object, settings: ServerSettings) -> uvicorn.Config:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="uvloop",
-        http=limited_protocol(head_timeout_seconds=settings.read_timeout_seconds),
+        http=limited_protocol(
+            head_timeout_seconds=settings.read_timeout_seconds, max_connections=settings.max_connections
+        ),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -15,7 +15,11 @@ __all__ = ["ServerSettings", "load_settings", "make_settings", "require_safe_add
 
 
 class ServerSettings(BaseModel):
-    """Address, TLS files and limits; `port` 0 lets the system choose, `max_transfers` run at one time."""
+    """Address, TLS files and limits.
+
+    `port` 0 lets the system choose; `max_transfers` run at one time and further ones are refused;
+    `read_timeout_seconds` bounds every silence of a client, `drain_seconds` the end of the server.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,6 +28,7 @@ class ServerSettings(BaseModel):
     tls_certificate: Path | None = None
     tls_private_key: Path | None = None
     max_transfers: int = Field(default=4, ge=1, le=1024)
+    max_connections: int = Field(default=256, ge=1, le=65536)
     max_body_bytes: int = Field(default=8 << 30, ge=1)
     read_timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)

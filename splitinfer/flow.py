@@ -28,7 +28,7 @@ from splitinfer.exchange import Ask, Common, Exchange, decode_ask, prefill_ask
 from splitinfer.handoff import Label, SamplingParams, Segment, Transport
 from splitinfer.model.engine import Engine
 from splitinfer.model.verify_rows import verify_rows
-from splitinfer.placement import Plan, place
+from splitinfer.placement import Plan, Step, place
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply
 from splitinfer.sealing.frames import FrameKind
@@ -56,6 +56,12 @@ class Device:
     clock: Callable[[], float]
     randomness: Callable[[int], bytes] = field(repr=False)
     session_id: str
+    on_prefill: Callable[[int, int], None] | None = None
+
+    def prefill_progress(self, total: int) -> Callable[[int], None] | None:
+        """Return what the engine calls with the number of prompt tokens done so far."""
+        report = self.on_prefill
+        return None if report is None else lambda done: report(done, total)
 
 
 @dataclass(slots=True)
@@ -132,7 +138,7 @@ class Flow:
         bucket = schedule.pad_tokens(len(self._prompt.token_ids))
         policy = self._device.policy
         self._device.gate.local(mode=TrustMode.LOCAL.value, policy_sha256=policy.digest, tokens_bucket=bucket)
-        snapshot = self._engine.prefill(self._prompt.token_ids, steps=self._plan.steps)
+        snapshot = self._prefill(self._plan.steps)
         yield from self._decode_here(snapshot)
 
     def _cloud_prefill(self) -> Iterator[str]:
@@ -144,13 +150,13 @@ class Flow:
             snapshot = self._receive(exchange, reply, ask)
             self._verify_rows(snapshot)
         if plan.device_steps:
-            snapshot = self._engine.prefill(ids, steps=plan.device_steps, onto=snapshot)
+            snapshot = self._prefill(plan.device_steps, onto=snapshot)
         yield from self._decode_here(snapshot)
 
     def _sealed_decode(self) -> Iterator[str]:
         """Prefill here, cache up, tokens down; only verified frames are shown."""
         ids, plan = self._prompt.token_ids, self._plan
-        snapshot = self._engine.prefill(ids, steps=plan.device_steps)
+        snapshot = self._prefill(plan.device_steps)
         padded = schedule.pad_tokens(snapshot.true_tokens)
         self._engine.burn(padded - snapshot.true_tokens)
         packed = codec.pack(snapshot, codec=self._device.policy.transfer.codec, padded_tokens=padded)
@@ -168,6 +174,10 @@ class Flow:
         finally:
             packed.wipe()
         yield stream.finish()
+
+    def _prefill(self, steps: tuple[Step, ...], *, onto: CacheSnapshot | None = None) -> CacheSnapshot:
+        progress = self._device.prefill_progress(len(self._prompt.token_ids) - 1)
+        return self._engine.prefill(self._prompt.token_ids, steps=steps, onto=onto, progress=progress)
 
     def _decode_here(self, snapshot: CacheSnapshot) -> Iterator[str]:
         ids = self._prompt.token_ids

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,7 @@ from splitinfer.errors import UsageError
 from splitinfer.flow import Device, Flow
 from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
+from splitinfer.home.audit_log import open_log
 from splitinfer.home.remotes import Remote, load_remote
 from splitinfer.home.seen import SeenFile
 from splitinfer.model.digest_cache import DigestCache
@@ -45,23 +46,19 @@ class Session:
         home: str | Path | Home | None = None,
         engine: Engine | None = None,
         transport: Transport | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
     ) -> Session:
         """Open a session: the policy (a built-in name, a TOML file, or a Policy), the model that it names, the log.
 
-        `engine` reuses a model that is loaded already, `transport` replaces HTTP. Raises PolicyError, ModelError and
-        its kinds, StateError, AuditLogError.
+        `engine` reuses a model that is loaded already, `transport` replaces HTTP, `on_prefill(done, total)` is called
+        after every prefill step on the device. Raises PolicyError, ModelError and its kinds, StateError,
+        AuditLogError.
         """
         rules = policy if isinstance(policy, Policy) else resolve(str(policy))
         folder = home if isinstance(home, Home) else Home.find(str(home) if home else None)
         remote = _remote(rules, folder)
         engine = engine or load_engine(rules.model.source, home=folder, expected=rules.model.weights_sha256)
-        log = AuditLog.open(
-            Path(rules.audit.path) if rules.audit.path else folder.audit,
-            origin=folder.log_origin,
-            checkpoint_key=folder.key("checkpoint"),
-            clock=time.time,
-            randomness=secrets.token_bytes,
-        )
+        log = open_log(folder, Path(rules.audit.path) if rules.audit.path else None)
         device = Device(
             policy=rules,
             engine=engine,
@@ -73,6 +70,7 @@ class Session:
             clock=time.time,
             randomness=secrets.token_bytes,
             session_id=secrets.token_hex(16),
+            on_prefill=on_prefill,
         )
         return cls(device, log=log)
 

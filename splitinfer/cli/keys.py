@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import re
-import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -14,10 +13,10 @@ from pathlib import Path
 
 from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, KeysetReply, certify, identity_sha256
 from splitinfer.egress.gate import Gate, Intent, Outcome
-from splitinfer.egress.log import AuditLog
 from splitinfer.errors import SplitInferError, StateError, UsageError
 from splitinfer.exchange import read_keyset
 from splitinfer.home import Home
+from splitinfer.home.audit_log import open_log
 from splitinfer.home.folder import write_private
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.home.server_state import allow_device, generation
@@ -116,13 +115,7 @@ def _trust(args: argparse.Namespace) -> int:
 
 def _fingerprint(home: Home, url: str, tls_ca: Path | None) -> str:
     """Ask the cloud who it says it is, through the gate; nothing is believed yet."""
-    log = AuditLog.open(
-        home.audit,
-        origin=home.log_origin,
-        checkpoint_key=home.key("checkpoint"),
-        clock=time.time,
-        randomness=secrets.token_bytes,
-    )
+    log = open_log(home)
     try:
         nobody = Intent("trust", "", "", "none", "", 0, 0, ())
         permit = Gate(log).open(nobody)

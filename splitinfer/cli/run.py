@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from splitinfer.cli.progress import prefill_bar
 from splitinfer.errors import UsageError
 from splitinfer.handoff import SamplingParams, Segment
 from splitinfer.segments import document, note, public, question
@@ -77,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
     from splitinfer.session import Session  # torch takes seconds to load: after the arguments are known to be good
 
     sampling = {name: getattr(args, name) for name in _SAMPLING}
-    with Session.open(args.policy, home=args.home) as session:
+    with prefill_bar() as on_prefill, Session.open(args.policy, home=args.home, on_prefill=on_prefill) as session:
         load_seconds = time.perf_counter() - began
         stream = session.stream(segments, **sampling, stop=tuple(args.stop))
         try:

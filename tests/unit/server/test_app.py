@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
+from server.app import create_app
+from server.settings import ServerSettings
 from splitinfer.errors import RemoteBusyError, RemoteRefusedError, TransportError
 from splitinfer.handoff import CloudReply, ReleasedTransfer, Route, Source
 from splitinfer.transport.http import HttpTransport
@@ -171,6 +176,40 @@ def test_silence_within_the_body_is_a_timeout() -> None:
         status, _, body = parts(raw_request(door.port, request))
         assert (status, json.loads(body)["code"]) == (408, "transport_timeout")
         assert cloud.truncated.wait(5)
+
+
+def test_connections_above_the_limit_are_cut_off() -> None:
+    with served(EchoCloud(), max_connections=1) as door, socket.create_connection(("127.0.0.1", door.port)):
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", door.port), timeout=5) as second:
+            assert second.recv(10) == b""
+
+
+def test_draining_door_refuses_and_says_so() -> None:
+    app = create_app(EchoCloud(), ServerSettings())
+    app.state.door.is_draining = True
+    for method, path, expected in (
+        ("POST", "/v1/decode", {"code": "draining"}),
+        ("GET", "/v1/keyset", {"code": "draining"}),
+        ("GET", "/v1/health", {"status": "draining"}),
+    ):
+        status, body = asyncio.run(ask_without_socket(app, method, path))
+        assert status == 503
+        assert expected.items() <= json.loads(body).items()
+
+
+async def ask_without_socket(app: FastAPI, method: str, path: str) -> tuple[int, bytes]:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+    await app(scope, receive, send)
+    return sent[0]["status"], b"".join(message["body"] for message in sent[1:])
 
 
 def test_silence_within_the_head_is_cut_off() -> None:

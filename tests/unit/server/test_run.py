@@ -74,9 +74,13 @@ def test_running_transfer_finishes_within_the_drain(tmp_path: Path) -> None:
         assert process.wait(10) == 0
 
 
-def test_transfer_that_outlives_the_drain_is_cut_off_and_closed(tmp_path: Path) -> None:
-    with served_by_process(tmp_path / "log", drain_seconds=0.5) as (process, port):
-        reply = HttpTransport(f"http://127.0.0.1:{port}").exchange(released(command("make 500000000")))
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_transfer_that_outlives_the_drain_is_cut_off_and_closed(tmp_path: Path, scheme: str) -> None:
+    certificate, key = write_certificate(tmp_path)
+    tls = {"tls_certificate": certificate, "tls_private_key": key} if scheme == "https" else {}
+    with served_by_process(tmp_path / "log", drain_seconds=0.5, **tls) as (process, port):
+        transport = HttpTransport(f"{scheme}://127.0.0.1:{port}", tls_ca=certificate)
+        reply = transport.exchange(released(command("make 500000000")))
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         with pytest.raises(TransportError):
