@@ -217,7 +217,7 @@ class Flow:
             raise
         finally:
             exchange.close()
-            receipt = exchange.receipt.model_dump(mode="json") if exchange.receipt else None
+            receipt = exchange.receipt.to_bytes() if exchange.receipt else b""
             permit.close(Outcome(status, code=code, receipt=receipt))
             self._progress.egress = EgressSummary.of(permit)
 

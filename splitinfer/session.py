@@ -19,7 +19,7 @@ from splitinfer.errors import UsageError
 from splitinfer.flow import Device, Flow
 from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
-from splitinfer.home.audit_log import open_log
+from splitinfer.home.audit_log import open_log, receipt_keeper
 from splitinfer.home.remotes import Remote, load_remote
 from splitinfer.home.seen import SeenFile
 from splitinfer.model.digest_cache import DigestCache
@@ -62,7 +62,7 @@ class Session:
         device = Device(
             policy=rules,
             engine=engine,
-            gate=Gate(log),
+            gate=Gate(log, keep_receipt=receipt_keeper(folder)),
             pinned_sha256=remote.identity_sha256 if remote else "",
             transport=transport or (HttpTransport(remote.url, tls_ca=remote.tls_ca) if remote else None),
             key=folder.key("device"),

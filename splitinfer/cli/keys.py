@@ -16,7 +16,7 @@ from splitinfer.egress.gate import Gate, Intent, Outcome
 from splitinfer.errors import SplitInferError, StateError, UsageError
 from splitinfer.exchange import read_keyset
 from splitinfer.home import Home
-from splitinfer.home.audit_log import open_log
+from splitinfer.home.audit_log import open_log, receipt_keeper
 from splitinfer.home.folder import write_private
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.home.server_state import allow_device, generation
@@ -118,7 +118,7 @@ def _fingerprint(home: Home, url: str, tls_ca: Path | None) -> str:
     log = open_log(home)
     try:
         nobody = Intent("trust", "", "", "none", "", 0, 0, ())
-        permit = Gate(log).open(nobody)
+        permit = Gate(log, keep_receipt=receipt_keeper(home)).open(nobody)
         try:
             data = read_keyset(HttpTransport(url, tls_ca=tls_ca), permit)
             identity = parse_wire(KeysetReply, data, what="keyset").keyset.certificate.body.identity

@@ -6,7 +6,7 @@ module that makes a `ReleasedTransfer`. A permit is closed once, with what reall
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,7 +14,7 @@ from splitinfer.egress.log import AuditLog
 from splitinfer.errors import EgressDeniedError, SplitInferError
 from splitinfer.handoff import ReleasedTransfer, Route, VerifiedRecipient
 
-__all__ = ["CallRecord", "Gate", "Intent", "Outcome", "Permit"]
+__all__ = ["CallRecord", "Gate", "Intent", "KeepReceipt", "Outcome", "Permit"]
 
 Status = Literal["completed", "aborted", "refused", "failed", "unreceipted"]
 
@@ -70,25 +70,33 @@ class CallRecord:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a permit ended: the status, an error's code, the receipt that the recipient signed."""
+    """How a permit ended: the status, an error's code, the canonical bytes of the recipient's signed receipt."""
 
     status: Status
     code: str = ""
-    receipt: Mapping[str, object] | None = None
+    receipt: bytes = field(default=b"", repr=False)
+
+
+KeepReceipt = Callable[[str, bytes], None]
 
 
 class Gate:
-    """Opens permits on one audit log."""
+    """Opens permits on one audit log.
 
-    def __init__(self, log: AuditLog) -> None:
-        self._log = log
+    A receipt states exact token counts, so the log holds a salted commitment to it; `keep_receipt(intent id, bytes)`
+    puts the receipt itself beside the log.
+    """
+
+    def __init__(self, log: AuditLog, *, keep_receipt: KeepReceipt) -> None:
+        self._log, self._keep_receipt = log, keep_receipt
 
     def open(self, intent: Intent) -> Permit:
         """Log the intent durably and return its permit; raises AuditLogError, and then nothing may leave."""
         checkpoint = self._log.checkpoint()
         commitment, salt_id = self._log.commit(checkpoint.note.encode())
         record = {**intent.record(), "checkpoint_commitment": commitment, "checkpoint_salt": salt_id}
-        return Permit(self._log, self._log.open_intent(record), intent, checkpoint_commitment=commitment)
+        intent_id = self._log.open_intent(record)
+        return Permit(self._log, self._keep_receipt, intent_id, intent, checkpoint_commitment=commitment)
 
     def deny(self, error: SplitInferError, *, mode: str, policy_sha256: str) -> None:
         """Log a request that the policy did not permit; nothing left."""
@@ -115,6 +123,7 @@ class Permit:
     """Leave to send, up to the announced bound, to the announced recipient; one a run."""
 
     _log: AuditLog
+    _keep_receipt: KeepReceipt
     intent_id: str
     intent: Intent
     checkpoint_commitment: str
@@ -160,8 +169,9 @@ class Permit:
         }
         if outcome.code:
             record["code"] = outcome.code
-        if outcome.receipt is not None:
-            record["receipt"] = dict(outcome.receipt)
+        if outcome.receipt:
+            self._keep_receipt(self.intent_id, outcome.receipt)
+            record["receipt_commitment"], record["receipt_salt"] = self._log.commit(outcome.receipt)
         self._log.close_intent(self.intent_id, record)
 
     @property

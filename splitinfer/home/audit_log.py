@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from splitinfer.egress.log import AuditLog
-from splitinfer.home.folder import Home
+from splitinfer.home.folder import Home, write_private
 
-__all__ = ["open_log"]
+__all__ = ["open_log", "receipt_keeper"]
 
 
 def open_log(home: Home, directory: Path | None = None) -> AuditLog:
@@ -21,3 +22,14 @@ def open_log(home: Home, directory: Path | None = None) -> AuditLog:
         clock=time.time,
         randomness=secrets.token_bytes,
     )
+
+
+def receipt_keeper(home: Home) -> Callable[[str, bytes], None]:
+    """Return what keeps receipts in `receipts/INTENT.json`; the log holds only commitments to them."""
+
+    def keep(intent_id: str, receipt: bytes) -> None:
+        folder = home.path / "receipts"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        write_private(folder / f"{intent_id}.json", receipt.decode())
+
+    return keep

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitinfer.errors import ManifestError
+from splitinfer.handoff import CacheLayout, LayerLayout
+from splitinfer.schedule import RANGE_TOKENS, SlabSpec, cache_chunk_bytes, item_bytes, pad_tokens, slabs
+from splitinfer.sealing.stream import CHUNK_BYTES
+
+KIB, MIB = 1024, 1024 * 1024
+FULL = LayerLayout("full", 2, 8, 3, 4, "float32")
+SLIDING = LayerLayout("sliding", 1, 16, 1, 8, "bfloat16", window=100)
+counts = st.integers(1, 2**24) | st.integers(1, 5000)
+
+
+def padme(tokens: int) -> int:
+    """Algorithm 1 of Nikitin et al., PoPETs 2019, as it is printed there."""
+    exponent = math.floor(math.log2(tokens))
+    significant = math.floor(math.log2(exponent)) + 1
+    last_bits = exponent - significant
+    mask = 2**last_bits - 1
+    return (tokens + mask) & ~mask
+
+
+@given(tokens=counts)
+@settings(deadline=None, max_examples=300)
+def test_padding_is_a_multiple_of_64_and_at_most_12_percent_and_64_more(tokens: int) -> None:
+    padded = pad_tokens(tokens)
+    assert padded >= tokens
+    assert padded % 64 == 0
+    assert padded <= 1.12 * max(tokens, 64) + 64
+
+
+@given(tokens=counts)
+@settings(deadline=None, max_examples=300)
+def test_padding_is_monotone_and_keeps_its_own_classes(tokens: int) -> None:
+    assert pad_tokens(tokens) <= pad_tokens(tokens + 1)
+    assert pad_tokens(pad_tokens(tokens)) == pad_tokens(tokens)
+
+
+@given(tokens=st.integers(1, 50_000))
+@settings(deadline=None, max_examples=200)
+def test_all_counts_of_one_class_are_padded_alike(tokens: int) -> None:
+    top = pad_tokens(tokens)
+    assert {pad_tokens(count) for count in range(tokens, top + 1)} == {top}
+
+
+def test_padding_agrees_with_the_paper() -> None:
+    for tokens in range(64, 20_000):
+        assert pad_tokens(tokens) == -(-padme(tokens) // 64) * 64
+
+
+def test_short_prompts_are_all_alike() -> None:
+    assert {pad_tokens(count) for count in range(1, 65)} == {64}
+
+
+def test_the_number_of_classes_is_small() -> None:
+    assert len({pad_tokens(count) for count in range(1, 32_769)}) < 100
+
+
+@given(padded=st.integers(1, 60).map(lambda blocks: blocks * 64), order=st.lists(st.booleans(), max_size=6))
+@settings(deadline=None, max_examples=60)
+def test_slabs_cover_every_row_of_every_layer_once(padded: int, order: list[bool]) -> None:
+    layout = CacheLayout(tuple(FULL if is_full else SLIDING for is_full in order))
+    rows: dict[tuple[int, str], list[int]] = {}
+    for slab in slabs(layout, padded):
+        rows.setdefault((slab.layer, slab.part), []).extend(range(slab.start, slab.stop))
+    for index, layer in enumerate(layout.layers):
+        held = padded if layer.kind == "full" else min(layer.window - 1, padded)
+        for part in ("keys", "values"):
+            assert rows[index, part] == list(range(held))
+    assert len(rows) == 2 * len(layout.layers)
+
+
+def test_slabs_come_in_the_order_of_the_format() -> None:
+    layout = CacheLayout((SLIDING, FULL, FULL))
+    order = [(slab.layer, slab.part, slab.start, slab.stop) for slab in slabs(layout, RANGE_TOKENS + 64)]
+    ranges = [(0, RANGE_TOKENS), (RANGE_TOKENS, RANGE_TOKENS + 64)]
+    full = [(layer, part, *bounds) for bounds in ranges for layer in (1, 2) for part in ("keys", "values")]
+    assert order == [*full, (0, "keys", 0, 99), (0, "values", 0, 99)]
+
+
+def test_a_slab_has_the_bytes_of_its_rows() -> None:
+    first = next(slabs(CacheLayout((FULL,)), 64))
+    assert first == SlabSpec(0, "keys", 0, 64, 64 * 2 * 8 * 4)
+    keys, values = slabs(CacheLayout((SLIDING,)), 64)
+    assert (keys.size_bytes, values.size_bytes) == (64 * 16 * 2, 64 * 8 * 2)
+
+
+def test_a_window_of_one_token_keeps_no_row() -> None:
+    window = LayerLayout("sliding", 1, 16, 1, 8, "bfloat16", window=1)
+    assert [slab.size_bytes for slab in slabs(CacheLayout((window,)), 64)] == [0, 0]
+
+
+def test_slabs_are_the_same_for_every_count_of_one_class() -> None:
+    layout = CacheLayout((FULL, SLIDING))
+    assert list(slabs(layout, pad_tokens(65))) == list(slabs(layout, pad_tokens(128)))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float16", 2)])
+def test_the_closed_table_of_dtypes(dtype: str, size: int) -> None:
+    assert item_bytes(dtype) == size
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8", "", "torch.float32", "FLOAT32"])
+def test_an_unknown_dtype_is_refused(dtype: str) -> None:
+    with pytest.raises(ManifestError):
+        item_bytes(dtype)
+
+
+@pytest.mark.parametrize(
+    ("total", "size"),
+    [
+        (0, 64 * KIB),
+        (64 * 64 * KIB, 64 * KIB),
+        (64 * 64 * KIB + 1, 256 * KIB),
+        (64 * 256 * KIB, 256 * KIB),
+        (64 * 256 * KIB + 1, MIB),
+        (2**40, MIB),
+    ],
+)
+def test_the_chunk_size_follows_from_the_cache_size(total: int, size: int) -> None:
+    assert cache_chunk_bytes(total) == size
+    assert size in CHUNK_BYTES
+
+
+@given(total=st.integers(0, 2**41))
+@settings(deadline=None, max_examples=50)
+def test_chunk_sizes_grow_with_the_cache(total: int) -> None:
+    assert cache_chunk_bytes(total) <= cache_chunk_bytes(total + 1)
