@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from splitinfer.egress.log import AuditLog
 from splitinfer.egress.proofs import check_proof, prove
+from splitinfer.egress.receipts import check_kept_receipts
 from splitinfer.egress.verification import read_records, stored_log, verify
 from splitinfer.errors import StateError, UsageError
 
@@ -104,6 +105,7 @@ def _short(value: object) -> str:
 def _verify(args: argparse.Namespace) -> int:
     against = None if args.against is None else _read_text(args.against, "checkpoint")
     report = verify(_log_directory(args), _public_key(args), against=against)
+    receipts = check_kept_receipts(_log_directory(args), _home(args) / "receipts", read_records(_log_directory(args)))
     fields = {
         "verified": True,
         "origin": report.origin,
@@ -114,6 +116,7 @@ def _verify(args: argparse.Namespace) -> int:
         "open_intents": report.open_intents,
         "cuts": report.cuts,
         "salts": report.salts,
+        "receipts": receipts,
     }
     if args.json:
         print(json.dumps(fields))
@@ -121,6 +124,7 @@ def _verify(args: argparse.Namespace) -> int:
     print(f"{report.size} records verified, root {report.root.hex()}")
     signed = "no checkpoint yet" if report.checkpoint_size is None else f"{report.checkpoint_size} records"
     print(f"last checkpoint: {signed}; open intents: {report.open_intents}; cuts after a crash: {report.cuts}")
+    print(f"receipts kept and equal to what was logged: {receipts}")
     if report.against_size is not None:
         print(f"extends the given checkpoint of {report.against_size} records")
     return 0

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
+from splitinfer.egress.commitments import SaltStore
+from splitinfer.egress.files import OsFiles
 from splitinfer.egress.gate import CallRecord, Permit
-from splitinfer.errors import VerificationError
+from splitinfer.egress.records import Record
+from splitinfer.egress.storage import SALTS_NAME
+from splitinfer.errors import AuditLogError, BrokenLogError, VerificationError
 from splitinfer.handoff import VerifiedRecipient
 from splitinfer.sealing.receipt import Receipt
 from splitinfer.sealing.signing import Purpose, verify
 
-__all__ = ["check_receipt"]
+__all__ = ["check_kept_receipts", "check_receipt"]
 
 
 def check_receipt(
@@ -34,3 +41,26 @@ def check_receipt(
     for field, value in known.items():
         if getattr(body, field) != value:
             raise VerificationError(f"the receipt and the audit log disagree on {field}; keep both and ask the cloud")
+
+
+def check_kept_receipts(log_directory: Path, receipts: Path, records: Iterable[Record]) -> int:
+    """Check every kept receipt against the commitment in its outcome record, offline, and return how many there are.
+
+    Receipts whose file or salt was erased are passed over. Raises BrokenLogError for one that was changed.
+    """
+    salts, checked = SaltStore(log_directory / SALTS_NAME, OsFiles()), 0
+    for record in records:
+        commitment, salt_id = record.get("receipt_commitment"), record.get("receipt_salt")
+        path = receipts / f"{record.get('intent')}.json"
+        if not isinstance(commitment, str) or not isinstance(salt_id, str) or not path.is_file():
+            continue
+        if not (log_directory / SALTS_NAME / salt_id).exists():
+            continue
+        try:
+            salts.check(path.read_bytes(), commitment=commitment, salt_id=salt_id)
+        except (AuditLogError, OSError) as error:
+            raise BrokenLogError(
+                f"the receipt of intent {record.get('intent')} is not the one that was logged"
+            ) from error
+        checked += 1
+    return checked

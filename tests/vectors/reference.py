@@ -232,6 +232,7 @@ class Tweaks:
     """What a refusing vector does differently while it seals; the defaults are the format."""
 
     region_fill: bytes = b"\x00"
+    declared_manifest_bytes: int | None = None
     tail_fill: bytes = b"\x00"
     trailer_count: int | None = None
     trailer_key: Ed25519PrivateKey | None = None
@@ -258,6 +259,8 @@ class Stream:
     def seal(self, manifest: bytes, contents: bytes) -> list[bytes]:
         tweaks, size = self.tweaks, self.chunk_bytes
         data = region(manifest, size, fill=tweaks.region_fill) + contents
+        if tweaks.declared_manifest_bytes is not None:
+            data = u32(tweaks.declared_manifest_bytes) + data[4:]
         count = -(-(len(data) + TRAILER_BYTES) // size)
         data = data.ljust(count * size - TRAILER_BYTES, tweaks.tail_fill)
         chunks: list[bytes] = []

@@ -9,42 +9,71 @@ from typing import Literal, TypeVar
 
 from tools.corpus import words
 
+__all__ = ["Drawer", "Split", "is_held_out"]
+
 Split = Literal["train", "test"]
 Item = TypeVar("Item")
 
+_COMMON_STRENGTHS = ("5", "10", "20", "25", "40", "50", "75", "100", "150", "200", "250", "400", "500", "850")
+_INTAKES = (
+    "once daily",
+    "twice daily",
+    "every 8 hours",
+    "at night",
+    "weekly",
+    "every morning",
+    "with food",
+    "three times daily",
+)
+
+
+def is_held_out(entity: str) -> bool:
+    """Tell whether an entity belongs to the test split: its CRC-32 is divisible by 8."""
+    return zlib.crc32(entity.encode()) % 8 == 0
+
 
 class Drawer:
-    """Draws one entity a call. An entity is held out if CRC-32 of its text is divisible by 8: only "test" draws it."""
+    """Draws one entity a call; "test" draws held-out entities only, "train" all the others.
+
+    What comes from a short list or a small range (cities, dates, doses) is shared by both splits.
+    """
 
     def __init__(self, rng: random.Random, *, split: Split) -> None:
         self.rng = rng
-        self._split = split
+        self._is_test = split == "test"
 
     def pick(self, items: Sequence[Item]) -> Item:
+        """Choose one of the items."""
         return items[int(self.rng.random() * len(items))]
 
     def draw(self, make: Callable[[], str]) -> str:
+        """Repeat `make` until its text belongs to the split."""
         while True:
             text = make()
-            if (zlib.crc32(text.encode()) % 8 == 0) == (self._split == "test"):
+            if is_held_out(text) == self._is_test:
                 return text
 
     def digits(self, count: int) -> str:
+        """Draw digits of either split, as parts of an entity."""
         return "".join(self.pick("0123456789") for _ in range(count))
 
     def number(self, count: int) -> str:
+        """Draw a number of `count` digits."""
         return self.draw(lambda: self.digits(count))
 
     def syllables(self, low: int = 2, high: int = 3) -> str:
+        """Draw a made-up word of either split, of `low` to `high` syllables and an ending."""
         count = self.rng.randint(low, high)
         first = self.pick(words.SYLLABLES_FIRST)
         middle = "".join(self.pick(words.SYLLABLES_MIDDLE) for _ in range(max(count - 2, 0) + (count > 1)))
         return first + middle + self.pick(words.SYLLABLES_LAST)
 
     def word(self, low: int = 2, high: int = 3) -> str:
+        """Draw a made-up word, capitalised."""
         return self.draw(lambda: self.syllables(low, high)).capitalize()
 
     def name(self) -> str:
+        """Draw a person's name; at least one half of it is made up or the pair is of the split."""
         share = self.rng.random()
         if share < 0.35:
             return self.draw(lambda: f"{self.pick(words.FIRST_NAMES)} {self.pick(words.LAST_NAMES)}")
@@ -55,6 +84,7 @@ class Drawer:
         return f"{self.word(1, 2)} {self.word()}"
 
     def date(self) -> str:
+        """Draw a date between 1940 and 2029 in one of three formats."""
         year, month, day = self.rng.randint(1940, 2029), self.rng.randint(1, 12), self.rng.randint(1, 28)
         share = self.rng.random()
         if share < 0.5:
@@ -62,15 +92,18 @@ class Drawer:
         return f"{day} {words.MONTHS[month - 1]} {year}" if share < 0.8 else f"{day:02d}/{month:02d}/{year}"
 
     def phone(self) -> str:
+        """Draw a phone number in one of three formats."""
         share = self.rng.random()
         if share < 0.4:
             return self.draw(lambda: f"{self.digits(3)}-{self.digits(3)}-{self.digits(4)}")
         if share < 0.7:
-            groups = lambda: " ".join(self.digits(3) for _ in range(3))  # noqa: E731
-            return self.draw(lambda: f"+{self.rng.randint(1, 99)} {groups()}")
+            return self.draw(
+                lambda: f"+{self.rng.randint(1, 99)} {self.digits(3)} {self.digits(3)} {self.digits(3)}"
+            )
         return self.draw(lambda: f"0{self.digits(3)} {self.digits(6)}")
 
     def email(self) -> str:
+        """Draw an address whose user or host is a made-up word."""
         user, share = self.draw(self.syllables), self.rng.random()
         if 0.3 <= share < 0.6:
             user += self.digits(2)
@@ -78,50 +111,63 @@ class Drawer:
             user = f"{self.pick(words.FIRST_NAMES).lower()}.{user}"
         elif share >= 0.8:
             user = f"{self.pick('abcdefghijklmnoprstvw')}.{self.pick(words.LAST_NAMES).lower()}{self.digits(2)}"
-        return f"{user}@{self.draw(self.syllables)}{self.pick(['.com', '.org', '.net', '.io', '.de', '.eu'])}"
+        return f"{user}@{self.draw(self.syllables)}{self.pick(('.com', '.org', '.net', '.io', '.de', '.eu'))}"
 
     def card(self) -> str:
+        """Draw a card number: four groups of four digits."""
         return self.draw(lambda: " ".join(self.digits(4) for _ in range(4)))
 
     def iban(self) -> str:
-        country = ["DE", "FR", "CH", "ES", "NL", "GB", "IT"]
+        """Draw a shortened IBAN."""
+        countries = ("DE", "FR", "CH", "ES", "NL", "GB", "IT")
         return self.draw(
-            lambda: f"{self.pick(country)}{self.digits(2)} {self.digits(4)} {self.digits(4)} {self.digits(2)}"
+            lambda: f"{self.pick(countries)}{self.digits(2)} {self.digits(4)} {self.digits(4)} {self.digits(2)}"
         )
 
     def account(self) -> str:
-        return self.draw(lambda: f"{self.pick(['AC', 'KX', 'ZN', 'PT', 'MB'])}-{self.digits(self.rng.randint(5, 8))}")
+        """Draw an account id: two letters and 5 to 8 digits."""
+        return self.draw(lambda: f"{self.pick(('AC', 'KX', 'ZN', 'PT', 'MB'))}-{self.digits(self.rng.randint(5, 8))}")
+
+    def national_id(self) -> str:
+        """Draw a number of the form 000-00-0000."""
+        return self.draw(lambda: f"{self.digits(3)}-{self.digits(2)}-{self.digits(4)}")
 
     def amount(self) -> str:
-        currency, count = self.pick(["$", "EUR ", "CHF ", "$"]), self.rng.randint(1, 5)
+        """Draw an amount of money up to five digits, with cents or without; of either split."""
+        currency, count = self.pick(("$", "EUR ", "CHF ", "$")), self.rng.randint(1, 5)
         whole = self.pick("123456789") + self.digits(count - 1)
         whole = whole if count < 4 else f"{whole[:-3]},{whole[-3:]}"
         return currency + whole + (f".{self.digits(2)}" if self.rng.random() < 0.6 else "")
 
     def code(self, prefix: str) -> str:
+        """Draw a record id: the prefix and 3 to 6 digits."""
         return self.draw(lambda: f"{prefix}-{self.digits(self.rng.randint(3, 6))}")
 
     def drug(self) -> str:
+        """Draw a made-up drug."""
         return self.draw(lambda: self.syllables(1, 2) + self.pick(words.DRUG_ENDINGS)).capitalize()
 
     def dose(self) -> str:
-        common = ["5", "10", "20", "25", "40", "50", "75", "100", "150", "200", "250", "400", "500", "850"]
-        strength = self.pick([*common, *(self.pick("123456789") + self.digits(n) for n in (1, 2))])
-        often = ["once daily", "twice daily", "every 8 hours", "at night", "weekly", "every morning", "with food"]
-        return f"{strength} mg {self.pick([*often, 'three times daily'])}"
+        """Draw a strength and how often it is taken; of either split."""
+        odd_strengths = [self.pick("123456789") + self.digits(count) for count in (1, 2)]
+        return f"{self.pick((*_COMMON_STRENGTHS, *odd_strengths))} mg {self.pick(_INTAKES)}"
 
     def address(self) -> str:
+        """Draw a street, its number and a city."""
         number = self.rng.randint(1, 299)
         street = self.pick(words.STREETS) if self.rng.random() < 0.5 else self.word()
-        return f"{number} {street} {self.pick(['Street', 'Road', 'Lane', 'Avenue'])}, {self.pick(words.CITIES)}"
+        return f"{number} {street} {self.pick(('Street', 'Road', 'Lane', 'Avenue'))}, {self.pick(words.CITIES)}"
 
     def company(self) -> str:
+        """Draw a made-up company."""
         return f"{self.word()} {self.pick(words.COMPANY_ENDINGS)}"
 
     def product(self) -> str:
+        """Draw a thing with a made-up brand."""
         return f"{self.word()} {self.pick(words.NOUNS)}"
 
     def password(self) -> str:
+        """Draw a password of a made-up word, digits, a sign and a letter."""
         return self.draw(
             lambda: (
                 f"{self.syllables(1, 2)}{self.digits(3)}{self.pick('#!$%&')}{self.digits(1)}"

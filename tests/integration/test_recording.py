@@ -1,0 +1,356 @@
+"""What crosses between the two processes, byte for byte, and what of the prompt can be found in it: nothing."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import splitinfer.embedded
+from splitinfer.cloud import CloudService
+from splitinfer.egress.verification import read_records, verify
+from splitinfer.errors import RemoteRefusedError
+from splitinfer.handoff import Segment
+from splitinfer.home import Home
+from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
+from splitinfer.model.engine import Engine
+from splitinfer.schedule import pad_tokens
+from splitinfer.segments import note, public, question
+from splitinfer.session import Session, load_engine
+from tests.support.clear_twin import clear_cache, clear_texts, clear_tokens, echoing, post, unsealed
+from tests.support.http_exchange import served
+from tests.support.processes import CloudProcess, cloud_process, route_through, run_cli
+from tests.support.recording_proxy import Capture, RecordingProxy
+from tests.support.scanner import Scanner
+
+REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
+SEALED_MODES = REMOTE_MODES[1:]
+# Words that nothing else can contain.
+PUBLIC_WORDS = tuple(f"Pub{secrets.token_hex(5)}" for _ in range(12))
+PRIVATE_WORDS = tuple(f"Zq{secrets.token_hex(5)}" for _ in range(16))
+FILE_WORD = f"File{secrets.token_hex(6)}"
+DOCUMENT = "\n".join(PUBLIC_WORDS)
+NOTE, QUESTION = "\n".join(PRIVATE_WORDS[:10]), " ".join(PRIVATE_WORDS[10:])
+NAMES = ("embedded", str(Path(splitinfer.embedded.__file__).parent))
+SEGMENTS = (public(DOCUMENT), note(NOTE), question(QUESTION))
+
+
+@dataclass
+class Scene:
+    """A cloud process behind a recording proxy, a device folder that knows the proxy only, an engine of our own."""
+
+    cloud: CloudProcess
+    proxy: RecordingProxy
+    device: Home
+    engine: Engine
+    temporary: tuple[Path, Path]
+
+    def run(self, mode: str, segments: Sequence[Segment], **sampling: object) -> list[Capture]:
+        """Run a prompt in this process and return what crossed."""
+        self.proxy.take()
+        with Session.open(mode, home=self.device, engine=self.engine) as session:
+            session.run(segments, **sampling)
+        return self.proxy.take()
+
+    def outcome(self) -> dict[str, Any]:
+        return dict(list(read_records(self.device.audit))[-1])
+
+
+@dataclass(frozen=True)
+class CommandRun:
+    """One `splitinfer run` in a process of its own: what crossed, its outcome in the log, and what it printed."""
+
+    captures: list[Capture]
+    outcome: dict[str, Any]
+    stdout: str
+    stderr: str
+    returncode: int
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    base = tmp_path_factory.mktemp("recorded")
+    temporary = base / "cloud-temporary", base / "device-temporary"
+    for folder in temporary:
+        folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary[0]))
+        with cloud_process(base / "run") as cloud, RecordingProxy(cloud.port) as proxy:
+            patch.setenv("TMPDIR", str(temporary[1]))
+            device = Home(base / "run" / "device")
+            route_through(device.path, proxy.url)
+            yield Scene(cloud, proxy, device, load_engine("embedded", home=device), temporary)
+
+
+@pytest.fixture(scope="module")
+def commands(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CommandRun]:
+    """Every remote mode from the command line: device and cloud are two processes."""
+    files = tmp_path_factory.mktemp("texts")
+    shown, hidden = files / "prices.md", files / f"{FILE_WORD}.txt"
+    shown.write_text(DOCUMENT)
+    hidden.write_text(NOTE)
+    runs = {}
+    for mode in REMOTE_MODES:
+        scene.proxy.take()
+        arguments = ["run", "--policy", mode, "--public", str(shown), "--private", str(hidden)]
+        done = run_cli(*arguments, "--max-new-tokens", "12", home=scene.device.path, text=QUESTION)
+        runs[mode] = CommandRun(scene.proxy.take(), scene.outcome(), done.stdout, done.stderr, done.returncode)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def scanner(scene: Scene) -> Scanner:
+    """Everything that may not be seen: words, names, runs of token ids and K/V rows of the whole prompt."""
+    made = Scanner()
+    made.add_words(PRIVATE_WORDS, what="private text")
+    made.add_words(PUBLIC_WORDS, what="public text")
+    made.add_words([FILE_WORD], what="file name")
+    made.add_names(NAMES)
+    token_ids = scene.engine.tokenize(SEGMENTS).token_ids
+    made.add_tokens(token_ids)
+    made.add_cache(scene.engine.prefill(token_ids, steps=[(0, len(token_ids))]))
+    return made
+
+
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+def test_the_audit_log_counts_exactly_the_bytes_that_crossed(
+    scene: Scene, commands: dict[str, CommandRun], mode: str
+) -> None:
+    run = commands[mode]
+    assert run.returncode == 0, run.stderr
+    assert run.outcome["status"] == "completed"
+    crossed = [
+        (capture.route, len(capture.request.body), len(capture.reply.body), capture.reply.status)
+        for capture in run.captures
+    ]
+    logged = [(call["route"], call["bytes_sent"], call["bytes_received"], 200) for call in run.outcome["calls"]]
+    assert logged == crossed
+    assert [route for route, *_ in crossed][0] == "GET /v1/keyset"
+    assert run.outcome["bytes_sent"] == sum(sent for _, sent, _, _ in crossed)
+    assert run.outcome["bytes_received"] == sum(received for _, _, received, _ in crossed)
+    verify(scene.device.audit, scene.device.key("checkpoint").public_key())
+
+
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+def test_a_refused_request_is_counted_exactly_too(scene: Scene, mode: str) -> None:
+    allowed = scene.cloud.home / "allowed"
+    keys = allowed.read_text()
+    allowed.write_text("0" * 64 + "\n")
+    try:
+        with pytest.raises(RemoteRefusedError):
+            scene.run(mode, SEGMENTS)
+    finally:
+        allowed.write_text(keys)
+    captures, outcome = scene.proxy.take(), scene.outcome()
+    assert (outcome["status"], captures[-1].reply.status) == ("refused", 401)
+    assert [call["bytes_sent"] for call in outcome["calls"]] == [len(one.request.body) for one in captures]
+    assert [call["bytes_received"] for call in outcome["calls"]] == [len(one.reply.body) for one in captures]
+
+
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+def test_nothing_of_the_prompt_is_in_the_captured_bytes(
+    commands: dict[str, CommandRun], scanner: Scanner, mode: str
+) -> None:
+    for capture in commands[mode].captures:
+        assert scanner.find(capture.sent) == set()
+        assert scanner.find(capture.received) == set()
+
+
+def test_no_answer_is_in_the_captured_bytes(scene: Scene, commands: dict[str, CommandRun]) -> None:
+    with Session.open("local", home=scene.device, engine=scene.engine) as session:
+        answer = session.run(SEGMENTS, max_new_tokens=12)
+    looked_for = Scanner()
+    looked_for.add_tokens(answer.token_ids)
+    looked_for.add_words([word for word in answer.text.split() if len(word) >= 8], what="answer")
+    assert any(kind.startswith("tokens") for kind in looked_for.kinds)
+    for run in commands.values():
+        assert run.stdout.strip() == answer.text.strip()
+        assert all(looked_for.find(one.sent) | looked_for.find(one.received) == set() for one in run.captures)
+
+
+def test_nothing_of_the_prompt_is_in_logs_or_printed_errors(
+    scene: Scene, commands: dict[str, CommandRun], scanner: Scanner
+) -> None:
+    assert scene.cloud.log.read_bytes(), "the cloud logs its requests"
+    assert scanner.find(scene.cloud.log.read_bytes()) == set()
+    assert scanner.find_in_files(scene.device.audit) == {}
+    for run in commands.values():
+        assert "left the device" in run.stderr
+        assert scanner.find(run.stderr.encode()) == set()
+
+
+def test_nothing_of_the_prompt_is_in_either_state_folder_or_temporary_files(
+    scene: Scene, commands: dict[str, CommandRun], scanner: Scanner
+) -> None:
+    assert (scene.device.path / "seen.json").exists(), "the folder that the runs used"
+    for folder in (scene.device.path, scene.cloud.home, *scene.temporary):
+        assert scanner.find_in_files(folder) == {}
+
+
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+def test_nothing_of_the_prompt_is_in_the_text_of_an_error(
+    scene: Scene, scanner: Scanner, mode: str, tmp_path: Path
+) -> None:
+    note_path = tmp_path / f"{FILE_WORD}.txt"
+    note_path.write_text(NOTE)
+    arguments = ["run", "--policy", mode, "--json", "--public", str(note_path), "--max-new-tokens", "2"]
+    allowed = scene.cloud.home / "allowed"
+    keys = allowed.read_text()
+    allowed.write_text("0" * 64 + "\n")
+    try:
+        done = run_cli(*arguments, home=scene.device.path, text=QUESTION)
+    finally:
+        allowed.write_text(keys)
+    assert done.returncode == 5, done.stderr
+    assert json.loads(done.stdout)["error"] == "remote_refused"
+    assert scanner.find(done.stdout.encode()) | scanner.find(done.stderr.encode()) == set()
+
+
+# --- the scanner can find -------------------------------------------------------------------------------------
+
+
+def test_the_scanner_finds_every_needle_in_a_clear_twin(scene: Scene, scanner: Scanner, tmp_path: Path) -> None:
+    """The same payloads sent in clear through the same proxy: every kind is found, in either direction and in files."""
+    token_ids = scene.engine.tokenize(SEGMENTS).token_ids
+    snapshot = scene.engine.prefill(token_ids, steps=[(0, len(token_ids))])
+    words = " ".join((DOCUMENT, NOTE, QUESTION, FILE_WORD))
+    payloads = [*clear_texts(words, NAMES), *clear_tokens(token_ids), *clear_cache(snapshot)]
+    with echoing() as port, RecordingProxy(port) as proxy:
+        for payload in payloads:
+            assert post(proxy.url, payload) == payload
+        captures = proxy.take()
+    sent, received = (b"".join(getattr(one, side) for one in captures) for side in ("sent", "received"))
+    assert scanner.find(sent) == scanner.kinds
+    assert scanner.find(received) == scanner.kinds
+    for index, payload in enumerate(payloads):
+        (tmp_path / str(index)).write_bytes(payload)
+    assert set().union(*scanner.find_in_files(tmp_path).values()) == scanner.kinds
+
+
+def test_every_single_window_and_run_is_found() -> None:
+    """One word, one run of four ids, one row: found at any offset, and not when a single byte of it is missing."""
+    scanner = Scanner()
+    scanner.add_words(["Zq0123456789"])
+    scanner.add_tokens([4001, 17, 0, 255])
+    for payload in (*clear_texts("Zq0123456789", ()), *clear_tokens([4001, 17, 0, 255])):
+        for shift in range(1, 10):
+            assert scanner.find(secrets.token_bytes(shift) + payload + secrets.token_bytes(shift))
+    assert scanner.find(b"Zq012345678") == set()
+    assert scanner.find(b"".join(part.to_bytes(4, "big") for part in (4001, 17, 0, 254))) == set()
+
+
+@pytest.mark.parametrize(
+    ("mode", "down", "up"),
+    [
+        ("public-prefix", {"K/V float32"}, {"tokens u32 big"}),
+        ("sealed-prefill", {"K/V float32"}, {"tokens u32 big"}),
+        ("sealed-decode", set(), {"K/V float32"}),
+    ],
+)
+def test_the_scanner_finds_the_real_payloads_when_only_the_seal_is_missing(  # noqa: PLR0913
+    scene: Scene, scanner: Scanner, tmp_path: Path, mode: str, down: set[str], up: set[str]
+) -> None:
+    cloud_home, device = Home(tmp_path / "cloud"), Home(tmp_path / "device")
+    cloud_home.key("identity")
+    allow_device(cloud_home, device.key("device").public_key().public_bytes_raw().hex())
+    cloud = CloudService(
+        scene.engine,
+        make_replica(cloud_home),
+        allowed=lambda: allowed_devices(cloud_home),
+        clock=__import__("time").time,
+        randomness=secrets.token_bytes,
+    )
+    remote = scene.device.path / "remotes" / "default.toml"
+    (device.path / "remotes").mkdir()
+    identity = cloud_home.key("identity").public_key().public_bytes_raw()
+    text = remote.read_text().splitlines()
+    pin = __import__("hashlib").sha256(identity).hexdigest()
+    (device.path / "remotes" / "default.toml").write_text(f'{text[0]}\nidentity_sha256 = "{pin}"\n')
+    with served(cloud) as door, RecordingProxy(door.port) as proxy, unsealed():
+        route_through(device.path, proxy.url)
+        with Session.open(mode, home=device, engine=scene.engine) as session:
+            session.run(SEGMENTS, max_new_tokens=12)
+        request = proxy.take()[-1]
+    assert scanner.find(request.sent) == up
+    assert scanner.find(request.received) == down
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------
+
+
+def _prompt(public_words: int, private_words: int, *, letter: str = "a", notes: int = 1) -> tuple[Segment, ...]:
+    notes_ = [note(f"{letter} " * private_words) for _ in range(notes)]
+    return (public(f"{letter} " * public_words), *notes_, question(f"What is {letter}?"))
+
+
+def _sizes(scene: Scene, mode: str, segments: Sequence[Segment], **sampling: object) -> list[tuple[int, ...]]:
+    captures = scene.run(mode, segments, **{"max_new_tokens": 4, **sampling})
+    parts = [(len(one.sent), len(one.request.body), len(one.received), len(one.reply.body)) for one in captures]
+    return list(parts)
+
+
+def _bucket(scene: Scene, mode: str, segments: Sequence[Segment]) -> tuple[int, int]:
+    prompt = scene.engine.tokenize(segments)
+    tokens = prompt.leading_public_tokens if mode == "public-prefix" else len(prompt.token_ids) - 1
+    return tokens, pad_tokens(tokens)
+
+
+LONG = _prompt(90, 90)
+
+
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+def test_two_prompts_in_one_bucket_look_alike(scene: Scene, mode: str) -> None:
+    base = _prompt(70, 5)
+    others = {
+        "shorter": _prompt(68, 3),
+        "longer": _prompt(80, 8),
+        "other text": _prompt(74, 4, letter="7"),
+        "more segments": _prompt(70, 1, notes=4),
+    }
+    tokens, bucket = _bucket(scene, mode, base)
+    sizes = _sizes(scene, mode, base)
+    for name, segments in others.items():
+        found, found_bucket = _bucket(scene, mode, segments)
+        assert found_bucket == bucket, name
+        assert found != tokens or name == "more segments" or mode == "public-prefix", name
+        assert _sizes(scene, mode, segments) == sizes, name
+
+
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"max_new_tokens": 1},
+        {"max_new_tokens": 16},
+        {"temperature": 1.5, "seed": 2**63 - 1, "top_k": 50, "top_p": 0.123456789},
+        {"temperature": 0.7, "seed": 1},
+        {"stop": ("Q", "never to be seen")},
+    ],
+    ids=["one token", "sixteen tokens", "sampled", "other seed", "stop strings"],
+)
+def test_sampling_and_answer_length_do_not_show_in_sizes(scene: Scene, mode: str, sampling: dict[str, Any]) -> None:
+    segments = _prompt(70, 5)
+    assert _sizes(scene, mode, segments, **sampling) == _sizes(scene, mode, segments)
+
+
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+def test_two_prompts_in_different_buckets_differ(scene: Scene, mode: str) -> None:
+    short, long = _prompt(70, 5), _prompt(200, 100)
+    assert _bucket(scene, mode, short)[1] != _bucket(scene, mode, long)[1]
+    cached = 0 if mode == "sealed-decode" else 2
+    assert _sizes(scene, mode, short)[-1][cached] != _sizes(scene, mode, long)[-1][cached]
+
+
+def test_private_text_of_any_length_does_not_show_under_public_prefix(scene: Scene) -> None:
+    assert _sizes(scene, "public-prefix", _prompt(70, 1)) == _sizes(scene, "public-prefix", _prompt(70, 400))
+
+
+def test_the_answer_bucket_shows_under_sealed_decode_only(scene: Scene) -> None:
+    segments = _prompt(70, 5)
+    sixteen, more = ({mode: _sizes(scene, mode, segments, max_new_tokens=n) for mode in REMOTE_MODES} for n in (16, 17))
+    assert [mode for mode in REMOTE_MODES if sixteen[mode] != more[mode]] == ["sealed-decode"]
