@@ -15,7 +15,7 @@ from splitinfer.attestation.appraise import SeenKeysets, appraise
 from splitinfer.attestation.sender import sender_id
 from splitinfer.egress.gate import CallRecord, Permit
 from splitinfer.egress.receipts import check_receipt
-from splitinfer.errors import LimitExceededError, SplitInferError
+from splitinfer.errors import LayoutMismatchError, LimitExceededError, SplitInferError
 from splitinfer.handoff import (
     PackedCache,
     Reply,
@@ -29,7 +29,7 @@ from splitinfer.placement import Step
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.receive.tokens import TOKEN_BYTES, token_slab
-from splitinfer.sealing.frames import Frame
+from splitinfer.sealing.frames import Frame, frame_count
 from splitinfer.sealing.manifest import (
     VERSION,
     CacheWire,
@@ -204,6 +204,7 @@ class Exchange:
             error = reply.refuse()
             self.receipt = reply.receipt
             raise error
+        _check_kind(reply, ask)
         return reply
 
     def receive_cache(self, reply: OpenedReply, sink: Sink, *, padded_tokens: int) -> object:
@@ -220,7 +221,10 @@ class Exchange:
 
     def receive_frames(self, reply: OpenedReply) -> Iterator[Frame]:
         """Yield verified frames, then check the receipt."""
-        yield from reply.frames()
+        for frame in reply.frames():
+            if any(token_id >= self._expected.vocabulary for token_id in frame.token_ids):
+                raise LayoutMismatchError("the reply holds a token that the model does not have")
+            yield frame
         self._check_receipt(reply)
 
     def close(self) -> None:
@@ -242,6 +246,14 @@ class Exchange:
             manifest_sha256=reply.sent.keys.manifest_digest.hex(),
         )
         self.receipt = receipt
+
+
+def _check_kind(reply: OpenedReply, ask: Ask) -> None:
+    """Refuse a reply of another kind, or with another number of frames, than this request has."""
+    sampling = ask.manifest.sampling
+    kind, frames = ("tokens", frame_count(sampling.max_new_tokens)) if sampling else ("cache", 0)
+    if (reply.manifest.kind, reply.manifest.frames) != (kind, frames):
+        raise LayoutMismatchError("the reply is of another kind or size than was asked for")
 
 
 def read_keyset(transport: Transport, permit: Permit) -> bytes:

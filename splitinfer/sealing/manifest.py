@@ -281,8 +281,12 @@ class RequestManifest(WireModel):
 class RefusalWire(WireModel):
     """Why the recipient refuses, sealed: a code of the error tree and the digests or counts that differ."""
 
-    code: Short
-    fields: dict[Short, Annotated[str, StringConstraints(max_length=128)]]
+    # Printable only: what the other side says ends up on a terminal.
+    code: Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
+    fields: dict[
+        Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")],
+        Annotated[str, StringConstraints(pattern=r"^[ -~]{0,128}$")],
+    ]
 
 
 class ResponseManifest(WireModel):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import cases_head
 import cases_stream
-from derivations import derivations
+from derived import derivations
 from reference import Json
 from vector import context, numbered
 from world import Wraps

@@ -29,7 +29,7 @@ ERRORS = {
     16: "replay",
     17: "manifest",
 }
-PER_CHECK = 30
+PER_CHECK = 50
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def context() -> Json:
 
 
 def numbered(vectors: list[Vector]) -> dict[str, Vector]:
-    """Name the vectors: 30 numbers a check, in the order of the list, so that a new last one moves none."""
+    """Name the vectors: 50 numbers a check, in the order of the list, so that a new last one moves none."""
     counts: dict[int, int] = {}
     named: dict[str, Vector] = {}
     for vector in vectors:

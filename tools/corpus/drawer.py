@@ -73,7 +73,7 @@ class Drawer:
         return self.draw(lambda: self.syllables(low, high)).capitalize()
 
     def name(self) -> str:
-        """Draw a person's name; at least one half of it is made up or the pair is of the split."""
+        """Draw a person's name: the pair of names, or the made-up half of it, is of the split."""
         share = self.rng.random()
         if share < 0.35:
             return self.draw(lambda: f"{self.pick(words.FIRST_NAMES)} {self.pick(words.LAST_NAMES)}")
@@ -97,9 +97,7 @@ class Drawer:
         if share < 0.4:
             return self.draw(lambda: f"{self.digits(3)}-{self.digits(3)}-{self.digits(4)}")
         if share < 0.7:
-            return self.draw(
-                lambda: f"+{self.rng.randint(1, 99)} {self.digits(3)} {self.digits(3)} {self.digits(3)}"
-            )
+            return self.draw(lambda: f"+{self.rng.randint(1, 99)} {self.digits(3)} {self.digits(3)} {self.digits(3)}")
         return self.draw(lambda: f"0{self.digits(3)} {self.digits(6)}")
 
     def email(self) -> str:

@@ -12,6 +12,8 @@ from tools.corpus.drawer import Drawer, Split
 from tools.corpus.notes import Note, ask_note, make_note
 from tools.corpus.tables import Table
 
+__all__ = ["Context", "CountTokens", "Kind", "Question", "held_out_context", "held_out_prompts", "make_context"]
+
 Kind = Literal["notes", "table", "both"]
 CountTokens = Callable[[str], int]
 
@@ -39,8 +41,7 @@ def make_context(
     drawer = Drawer(rng, split=split)
     segments, used, table = [], 1, None
     if kind != "notes":
-        table = Table(drawer)
-        text = _fill(table, tokens if kind == "table" else int(tokens * 0.55), count_tokens)
+        table, text = _table(drawer, tokens if kind == "table" else int(tokens * 0.55), count_tokens)
         segments.append(Segment(Role.DOCUMENT, text, Label.PUBLIC, "table"))
         used += 1 + count_tokens(text)
     notes = [] if kind == "table" else _notes(drawer, tokens, used, count_tokens)
@@ -48,14 +49,23 @@ def make_context(
     return Context(tuple(segments), tuple(_questions(drawer, table, notes, questions)))
 
 
-def _fill(table: Table, limit: int, count_tokens: CountTokens) -> str:
-    text, used = table.head, 2 + count_tokens(table.head)
+def _table(drawer: Drawer, limit: int, count_tokens: CountTokens) -> tuple[Table, str]:
+    # Some kinds have fewer keys than a long document has rows; another table is drawn then.
     while True:
-        row = table.add_row()
+        table = Table(drawer)
+        text = _fill(table, limit, count_tokens)
+        if text is not None:
+            return table, text
+
+
+def _fill(table: Table, limit: int, count_tokens: CountTokens) -> str | None:
+    text, used = table.head, 2 + count_tokens(table.head)
+    while (row := table.add_row()) is not None:
         row_tokens = count_tokens(row)
         text, used = text + row, used + row_tokens
         if used + row_tokens * 0.6 > limit:
             return text
+    return None
 
 
 def _notes(drawer: Drawer, tokens: int, used: int, count_tokens: CountTokens) -> list[Note]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import math
+import json
 from dataclasses import asdict
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from splitinfer.errors import ManifestError, SplitInferError, UsageError
 from splitinfer.handoff import CacheLayout, LayerLayout, Numerics, SamplingParams
 from splitinfer.schedule import slabs
+from splitinfer.sealing.encoding import canonical
 from splitinfer.sealing.manifest import (
     MANIFEST_REGION_BYTES,
     CacheWire,
@@ -72,10 +73,13 @@ def test_sampling_comes_back_to_the_last_bit(params: SamplingParams) -> None:
         {"temperature": 1e-30},
         {"temperature": 1.2345678901234567e-05},
         {"temperature": 1e300},
-        {"top_p": math.ulp(0.0)},
+        {"top_p": 5e-324},
+        {"top_k": 2**31},
+        {"max_new_tokens": 2**20 + 1},
         {"stop": ("\ud800",)},
+        {"stop": ("x" * 1025,)},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:40],
 )
 def test_sampling_that_cannot_be_written_is_refused_by_a_typed_error(changes: dict[str, object]) -> None:
     params = SamplingParams(**changes)  # type: ignore[arg-type]
@@ -173,13 +177,9 @@ def test_the_bytes_of_a_cache_are_those_of_its_slabs(tokens: int) -> None:
 
 
 def parse_copy(fields: dict[str, object]) -> dict[str, object]:
-    import json
-
     copied: dict[str, object] = json.loads(json.dumps(fields))
     return copied
 
 
 def _canonical(fields: dict[str, object]) -> bytes:
-    from splitinfer.sealing.encoding import canonical
-
     return canonical(fields)

@@ -108,6 +108,11 @@ def test_refusal_of_a_large_body_is_heard(door: Served) -> None:
     assert caught.value.remote_code == "replay"
 
 
+def test_refused_client_that_sends_on_is_not_reset(door: Served) -> None:
+    status, _, body = parts(raw_request(door.port, post(command("refuse replay") + b"x" * 20_000_000)))
+    assert (status, json.loads(body)["code"]) == (409, "replay")
+
+
 def test_length_above_the_limit_is_refused_before_the_body(door: Served) -> None:
     request = b"POST /v1/decode HTTP/1.1\r\nHost: x\r\nContent-Length: 100000001\r\n\r\n"
     status, _, body = parts(raw_request(door.port, request))
