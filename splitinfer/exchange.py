@@ -15,7 +15,7 @@ from splitinfer.attestation.appraise import SeenKeysets, appraise
 from splitinfer.attestation.sender import sender_id
 from splitinfer.egress.gate import CallRecord, Permit
 from splitinfer.egress.receipts import check_receipt
-from splitinfer.errors import LayoutMismatchError, LimitExceededError, SplitInferError
+from splitinfer.errors import LayoutMismatchError, LimitExceededError, TruncatedError, UsageError
 from splitinfer.handoff import (
     PackedCache,
     Reply,
@@ -211,13 +211,8 @@ class Exchange:
         """Receive a cache, check the receipt, and return what the sink finished."""
         layout = self._expected.layout
         sizes = (slab.size_bytes for slab in schedule.slabs(layout, padded_tokens))
-        verified = reply.receive_cache(sink, sizes, data_bytes=cache_bytes(layout, padded_tokens))
-        try:
-            self._check_receipt(reply)
-        except SplitInferError:
-            sink.wipe()
-            raise
-        return verified.payload
+        total = cache_bytes(layout, padded_tokens)
+        return reply.receive_cache(sink, sizes, data_bytes=total, check_receipt=self._check_receipt).payload
 
     def receive_frames(self, reply: OpenedReply) -> Iterator[Frame]:
         """Yield verified frames, then check the receipt."""
@@ -225,7 +220,9 @@ class Exchange:
             if any(token_id >= self._expected.vocabulary for token_id in frame.token_ids):
                 raise LayoutMismatchError("the reply holds a token that the model does not have")
             yield frame
-        self._check_receipt(reply)
+        if reply.receipt is None:
+            raise TruncatedError("the reply was not read to its receipt")
+        self._check_receipt(reply.receipt)
 
     def close(self) -> None:
         """Note the root of what arrived and close the connection."""
@@ -234,17 +231,12 @@ class Exchange:
         if self._raw is not None:
             self._raw.close()
 
-    def _check_receipt(self, reply: OpenedReply) -> None:
-        receipt, call, recipient = reply.receipt, self._call, self._recipient
-        if receipt is None or call is None or recipient is None:
-            raise LimitExceededError("the reply was not read to its receipt")
-        check_receipt(
-            receipt,
-            permit=self._permit,
-            call=call,
-            recipient=recipient,
-            manifest_sha256=reply.sent.keys.manifest_digest.hex(),
-        )
+    def _check_receipt(self, receipt: Receipt) -> None:
+        call, recipient, reply = self._call, self._recipient, self.reply
+        if call is None or recipient is None or reply is None:
+            raise UsageError("nothing was sent yet")
+        digest = reply.sent.keys.manifest_digest.hex()
+        check_receipt(receipt, permit=self._permit, call=call, recipient=recipient, manifest_sha256=digest)
         self.receipt = receipt
 
 

@@ -277,15 +277,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VerifiedTransfer:
-    """A stream of which every check passed; made in `receive.intake` only.
-
-    `payload` is what the sink finished, `tail` the bytes that stood between the slabs and the trailer.
-    """
+    """A stream of which every check passed; made in `receive.intake` only. `payload` is what the sink finished."""
 
     payload: object = field(repr=False)
     ciphertext_root: bytes
     chunk_count: int
-    tail: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

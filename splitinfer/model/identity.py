@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import rfc8785
 
@@ -104,8 +105,8 @@ def weights_digest(directory: Path) -> str:
             if tensor.name in tensors:
                 raise UnsupportedModelError(f"two shards hold a tensor of the same name; one of them is {path.name}")
             tensors[tensor.name] = tensor
-    rows: list[rfc8785._impl._Value] = [[t.name, t.dtype, list(t.shape), t.sha256] for _, t in sorted(tensors.items())]
-    return _sha256(b"splitinfer/v1 weights\n" + rfc8785.dumps(rows))
+    rows = [[t.name, t.dtype, list(t.shape), t.sha256] for _, t in sorted(tensors.items())]
+    return _sha256(b"splitinfer/v1 weights\n" + _canonical(rows, "a safetensors header"))
 
 
 def config_digest(directory: Path) -> str:
@@ -143,7 +144,8 @@ def _canonical(value: object, name: str) -> bytes:
         raise UnsupportedModelError(f"{name} holds a value that has no canonical JSON form") from error
 
 
-def _plain(value: object) -> rfc8785._impl._Value:
+def _plain(value: object) -> Any:
+    # rfc8785 keeps the name of its JSON type to itself, so the result is not typed here.
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items() if key not in _UNNAMED}
     if isinstance(value, list):

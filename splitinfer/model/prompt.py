@@ -1,7 +1,8 @@
 """Builds the prompt: segments -> PromptTokens, whose ids depend on roles and texts only; on the device.
 
 Private text cannot forge a role: texts are tokenised with special tokens split into ordinary ones, and any control
-token that comes out all the same (a vocabulary may hold its spelling as a piece) is cut apart.
+token that comes out all the same (a vocabulary may hold its spelling as a piece) is cut apart. Nor do the ids depend on
+the day: the date that a template may write is pinned (see `template`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
 """Renders the chat template once and cuts it at the segments: roles -> the literals between the texts; both sides.
 
-No text is ever rendered: each segment is stood in for by a sentinel, so a template sees roles and nothing else.
+No text is ever rendered: each segment is stood in for by a sentinel, so a template sees roles and nothing else. Nor
+does it see the clock: to a template that writes today's date (`strftime_now`, as in Llama 3) it is always 26 July 2024,
+the date that those templates fall back to, so that both sides and every day get the same literals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +20,7 @@ __all__ = ["literals"]
 
 _Message = dict[str, str]
 _JOIN = "\n\n"
+_TODAY = datetime(2024, 7, 26, tzinfo=UTC)
 # A role that no template knows by name.
 _UNKNOWN_ROLE = "qzunknownrole"
 
@@ -60,7 +64,9 @@ def _cut(rendered: str, sentinels: Sequence[str]) -> list[str]:
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[_Message]) -> str:
     try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, strftime_now=_TODAY.strftime
+        )
     except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
         raise TemplateError("the chat template refuses these segments or cannot be rendered") from error
     return str(rendered)

@@ -5,7 +5,7 @@ The only module that makes a `VerifiedTransfer` (for replies too). Every failure
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -135,21 +135,30 @@ def _check_expiry(expires_at: int, now: int) -> None:
 
 
 def finish_verified(
-    reader: ChunkReader, sink: Sink, sizes: Iterator[int], *, data_bytes: int, sender: bytes, tail_bytes: int = 0
+    reader: ChunkReader,
+    sink: Sink,
+    sizes: Iterator[int],
+    *,
+    data_bytes: int,
+    sender: bytes,
+    tail_bytes: int = 0,
+    check_tail: Callable[[bytes], None] | None = None,
 ) -> VerifiedTransfer:
     """Fill the sink, read `tail_bytes` that follow, run the last checks, and only then let the sink finish.
 
-    `data_bytes` counts slabs and tail. The tail stands in `VerifiedTransfer.tail`.
+    `data_bytes` counts slabs and tail; `check_tail` is called with the tail once the trailer verified.
     """
     try:
         reader.expect(data_bytes)
         reader.fill(sink, sizes)
         tail = reader.block(tail_bytes)
         reader.finish(sender)
+        if check_tail is not None:
+            check_tail(tail)
         payload = sink.finish()
     except BaseException:
         sink.wipe()
         raise
     finally:
         reader.wipe()
-    return VerifiedTransfer(payload=payload, ciphertext_root=reader.root(), chunk_count=reader.count, tail=tail)
+    return VerifiedTransfer(payload=payload, ciphertext_root=reader.root(), chunk_count=reader.count)

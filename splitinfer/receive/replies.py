@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from splitinfer.errors import (
@@ -74,18 +74,24 @@ class OpenedReply:
     sent: SentRequest
     receipt: Receipt | None = None
 
-    def receive_cache(self, sink: Sink, sizes: Iterator[int], *, data_bytes: int) -> VerifiedTransfer:
-        """Receive a cache and the receipt behind it; on any failure the sink is wiped."""
-        verified = finish_verified(
+    def receive_cache(
+        self, sink: Sink, sizes: Iterator[int], *, data_bytes: int, check_receipt: Callable[[Receipt], None]
+    ) -> VerifiedTransfer:
+        """Receive a cache and the receipt behind it; on any failure, the receipt's included, the sink is wiped."""
+
+        def check_tail(tail: bytes) -> None:
+            self.receipt = read_receipt_block(tail)
+            check_receipt(self.receipt)
+
+        return finish_verified(
             self.reader,
             sink,
             sizes,
             data_bytes=data_bytes + RECEIPT_BYTES,
             sender=self.sent.receipt_public_key,
             tail_bytes=RECEIPT_BYTES,
+            check_tail=check_tail,
         )
-        self.receipt = read_receipt_block(verified.tail)
-        return verified
 
     def frames(self) -> Iterator[Frame]:
         """Yield verified frames in order up to the end, then read padding, receipt and trailer.

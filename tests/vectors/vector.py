@@ -109,6 +109,7 @@ def context() -> Json:
         "vocabulary": world.VOCABULARY,
         "token_ids": world.TOKEN_IDS,
         "answer": world.ANSWER,
+        "cache_sha256": {name: ref.sha256(world.cache_contents(name)).hex() for name in world.LAYOUTS},
         "max_new_tokens": world.MAX_NEW_TOKENS,
     }
 

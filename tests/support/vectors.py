@@ -1,0 +1,223 @@
+"""Frozen vectors read from disk, and the least that stands around the product's intake while it reads them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from splitinfer import codec, schedule
+from splitinfer.attestation.sender import sender_id
+from splitinfer.handoff import CacheLayout, ModelIdentity, Sink, VerifiedTransfer
+from splitinfer.receive.expectations import Expectations, check_request
+from splitinfer.receive.intake import open_request
+from splitinfer.receive.recipient import NonceTable, TransferTable
+from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
+from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink
+from splitinfer.sealing.keys import KemKey
+from splitinfer.sealing.manifest import CacheWire, PublicManifest, RequestManifest, cache_bytes
+from splitinfer.sealing.transfer import TransferKeys
+
+FOLDER = Path(__file__).parent.parent / "vectors"
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One folder of tests/vectors/receive: what vector.json says, and the bytes."""
+
+    name: str
+    says: dict[str, Any] = field(repr=False)
+
+    @property
+    def data(self) -> bytes:
+        return (FOLDER / "receive" / self.name / self.says["file"]).read_bytes()
+
+    @property
+    def is_honest(self) -> bool:
+        return self.says["check"] is None
+
+
+def vectors(file_name: str) -> list[Vector]:
+    """Return the vectors whose bytes are in files of this name: request.bin, reply.bin or keyset.bin."""
+    return [vector for vector in all_vectors() if vector.says["file"] == file_name]
+
+
+@cache
+def all_vectors() -> tuple[Vector, ...]:
+    folders = sorted(path for path in (FOLDER / "receive").iterdir() if path.is_dir())
+    return tuple(Vector(folder.name, json.loads((folder / "vector.json").read_text())) for folder in folders)
+
+
+def find_vector(name: str) -> Vector:
+    return next(vector for vector in all_vectors() if vector.name == name)
+
+
+@cache
+def context() -> dict[str, Any]:
+    """Return context.json: keys, model and limits of all vectors."""
+    return json.loads((FOLDER / "receive" / "context.json").read_text())
+
+
+def derivation(name: str) -> Any:
+    return json.loads((FOLDER / "derivations" / f"{name}.json").read_text())
+
+
+def layout_of(runs: list[dict[str, Any]]) -> CacheLayout:
+    return CacheWire.model_validate({"layers": runs}).layout()
+
+
+def expectations(layout: str) -> Expectations:
+    shared = context()
+    model = ModelIdentity(**shared["model"])
+    return Expectations(model, layout_of(shared["layouts"][layout]), shared["max_positions"], shared["vocabulary"])
+
+
+class BytesSource:
+    """Bytes that arrive at most `piece_bytes` at a time; implements `handoff.Source`."""
+
+    def __init__(self, data: bytes, *, piece_bytes: int = 1000) -> None:
+        self._rest = memoryview(data)
+        self._piece_bytes = piece_bytes
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = min(len(buffer), len(self._rest), self._piece_bytes)
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+class WatchedSink:
+    """A sink that remembers whether it was finished or wiped, and the memory it lent."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._lent: list[memoryview] = []
+        self.is_finished = False
+        self.is_wiped = False
+
+    def slab(self) -> memoryview:
+        self._lent.append(self._sink.slab())
+        return self._lent[-1]
+
+    def finish(self) -> object:
+        payload = self._sink.finish()
+        self.is_finished = True
+        return payload
+
+    def wipe(self) -> None:
+        self._sink.wipe()
+        self.is_wiped = not any(any(memory) for memory in self._lent)
+
+
+@dataclass(frozen=True)
+class VectorKeyset:
+    """The one keyset of the vectors; has what intake and the cloud's replies ask of `ReplicaKeys`."""
+
+    kem: KemKey
+    digest: bytes
+    receipt: Ed25519PrivateKey
+
+    @classmethod
+    def load(cls) -> VectorKeyset:
+        shared = context()
+        mlkem = MLKEM768PrivateKey.from_seed_bytes(bytes.fromhex(shared["kem"]["mlkem_seed"]))
+        x25519 = X25519PrivateKey.from_private_bytes(bytes.fromhex(shared["kem"]["x25519"]))
+        receipt = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(shared["receipt_private_key"]))
+        return cls(KemKey(mlkem, x25519), bytes.fromhex(shared["keyset_digest"]), receipt)
+
+
+class VectorRecipient:
+    """A recipient that remembers what a vector says it does; implements `receive.intake.RecipientState`."""
+
+    def __init__(self, vector: Vector) -> None:
+        self._clock, self._nonce = 0, b""
+        self._nonces = NonceTable(clock=lambda: self._clock, randomness=lambda _: self._nonce)
+        self._transfers = TransferTable(clock=lambda: self._clock)
+        for nonce, issued_at in vector.says["nonces"].items():
+            self._clock, self._nonce = issued_at, bytes.fromhex(nonce)
+            self._nonces.issue()
+        self._clock = vector.says["now"]
+        self._keyset = VectorKeyset.load()
+
+    def now(self) -> int:
+        return self._clock
+
+    def keyset(self, digest_hex: str) -> VectorKeyset | None:
+        return self._keyset if digest_hex == self._keyset.digest.hex() else None
+
+    def sender(self, found: str, keyset_digest: bytes) -> bytes | None:
+        allowed = [bytes.fromhex(key) for key in context()["allowed_devices"]]
+        return next((key for key in allowed if sender_id(keyset_digest, key) == found), None)
+
+    def use_nonce(self, nonce: str) -> None:
+        self._nonces.use(nonce)
+
+    def begin(self, sender: bytes, manifest: PublicManifest) -> None:
+        self._transfers.begin(sender, manifest.transfer_id, expires_at=manifest.expires_at)
+
+
+def receive_request(vector: Vector, recipient: VectorRecipient, sinks: list[WatchedSink]) -> VerifiedTransfer:
+    """Take a request in as the cloud does; every sink that was made is put into `sinks`."""
+    opened = open_request(BytesSource(vector.data), recipient)
+    manifest = opened.manifest()
+    expected = expectations(vector.says["layout"])
+    check_request(manifest, expected)
+    sink, sizes = _request_sink(manifest, expected)
+    sinks.append(sink)
+    return opened.receive(sink, iter(sizes), data_bytes=sum(sizes))
+
+
+def _request_sink(manifest: RequestManifest, expected: Expectations) -> tuple[WatchedSink, list[int]]:
+    true, padded = manifest.tokens.true, manifest.tokens.padded
+    if manifest.kind == "prefill":
+        sink = TokenSink(true_tokens=true, padded_tokens=padded, vocabulary=expected.vocabulary)
+        return WatchedSink(sink), [padded * TOKEN_BYTES]
+    return cache_sink(expected.layout, true_tokens=true, padded_tokens=padded)
+
+
+def cache_sink(layout: CacheLayout, *, true_tokens: int, padded_tokens: int) -> tuple[WatchedSink, list[int]]:
+    sink = codec.sink(layout, codec="raw", true_tokens=true_tokens, padded_tokens=padded_tokens)
+    return WatchedSink(sink), [slab.size_bytes for slab in schedule.slabs(layout, padded_tokens)]
+
+
+def open_vector_reply(vector: Vector) -> OpenedReply:
+    """Open a reply as the device that sent the request does."""
+    says = vector.says["sent"]
+    keys = TransferKeys(
+        bytes.fromhex(says["transfer_id"]), bytes.fromhex(says["content_key"]), bytes.fromhex(says["manifest_sha256"])
+    )
+    receipt_key = bytes.fromhex(context()["receipt_public_key"])
+    sent = SentRequest(keys, says["sealed_manifest_sha256"], receipt_key, says["tokens"])
+    return open_reply(BytesSource(vector.data), sent, expectations(vector.says["layout"]))
+
+
+def receive_cache(vector: Vector, reply: OpenedReply, sinks: list[WatchedSink]) -> VerifiedTransfer:
+    """Read a cache reply to its end; the sink is put into `sinks`."""
+    layout, tokens = expectations(vector.says["layout"]).layout, vector.says["sent"]["tokens"]
+    padded = schedule.pad_tokens(tokens)
+    sink, sizes = cache_sink(layout, true_tokens=tokens, padded_tokens=padded)
+    sinks.append(sink)
+    return reply.receive_cache(sink, iter(sizes), data_bytes=cache_bytes(layout, padded))
+
+
+class VectorSeen:
+    """What a device saw before, from a vector; implements `attestation.appraise.SeenKeysets`."""
+
+    def __init__(self, seen: dict[str, dict[str, int]]) -> None:
+        self._seen = seen
+        self.remembered: list[tuple[str, int, str, int]] = []
+
+    def highest_epoch(self, replica_id: str) -> int:
+        return self._seen["epochs"].get(replica_id, 0)
+
+    def highest_generation(self, identity_sha256: str) -> int:
+        return self._seen["generations"].get(identity_sha256, 0)
+
+    def remember(self, *, identity_sha256: str, generation: int, replica_id: str, epoch: int) -> None:
+        self.remembered.append((identity_sha256, generation, replica_id, epoch))
