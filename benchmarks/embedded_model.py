@@ -47,7 +47,7 @@ def _answer_ids(loaded: LoadedModel, answer: str) -> list[int]:
     return [*ids, loaded.tokenizer.eos_token_id]
 
 
-def _exact(loaded: LoadedModel, context: Context) -> list[bool]:
+def exact(loaded: LoadedModel, context: Context) -> list[bool]:
     """Return for each question of the context whether greedy decoding gives its answer."""
     prompts = [
         tokenize(loaded.tokenizer, [*context.segments, Segment(Role.QUESTION, q.text)]) for q in context.questions
@@ -83,7 +83,7 @@ def measure(loaded: LoadedModel, *, tokens: int, kind: Kind, questions: int) -> 
             questions=QUESTIONS_A_CONTEXT,
             count_tokens=lambda text: _count_tokens(loaded, text),
         )
-        verdicts = _exact(loaded, context)
+        verdicts = exact(loaded, context)
         right, total, seed = right + sum(verdicts), total + len(verdicts), seed + 1
     return right, total
 

@@ -19,7 +19,7 @@ from splitinfer.egress.receipts import check_kept_receipts
 from splitinfer.egress.verification import read_records, stored_log, verify
 from splitinfer.errors import StateError, UsageError
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "describe"]
 
 _EPILOG = """examples:
   splitinfer audit show --since 100
@@ -75,11 +75,12 @@ def _show(args: argparse.Namespace) -> int:
         print(json.dumps({"records": list(records)}))
         return 0
     for record in records:
-        print(_line(record))
+        print(describe(record))
     return 0
 
 
-def _line(record: Mapping[str, object]) -> str:
+def describe(record: Mapping[str, object]) -> str:
+    """Return a record in one line: number, time, type, and whichever of the usual fields it has."""
     milliseconds = record["time"]
     seconds = milliseconds / 1000 if isinstance(milliseconds, int) else 0
     moment = datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC).isoformat(timespec="milliseconds")

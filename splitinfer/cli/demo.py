@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from splitinfer.cli.audit import describe
 from splitinfer.egress.verification import read_records, verify
 from splitinfer.embedded import demo as prompt
 from splitinfer.errors import SplitInferError, TransportError
@@ -122,7 +123,7 @@ def _print(answers: list[Answer], size: int, records: Sequence[Mapping[str, obje
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"\naudit log: {size} records, verified; the last {len(records)}:")
     for record in records:
-        print(f"  {json.dumps(record, sort_keys=True)[:160]}")
+        print(f"  {describe(record)}")
 
 
 def _row(answer: Answer) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from splitinfer.model.loading import resolve_source
 __all__ = ["add_parser", "fetch"]
 
 # Weights as safetensors, settings and tokenizers; never pickles, never code.
-FETCH_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model")
+FETCH_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model")
 _EPILOG = """examples:
   splitinfer model info embedded
   splitinfer model digest ./my-model --json
@@ -63,9 +64,13 @@ def _digest(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    directory = fetch(args.source, log=getattr(args, "log", None))
+    directory = fetch(args.source, log=_announce)
     _print({"source": args.source, "directory": str(directory), **asdict(identify(directory))}, as_json=args.json)
     return 0
+
+
+def _announce(hub_id: str) -> None:
+    print(f"downloading {hub_id} from the hub, which learns that this machine asks for it", file=sys.stderr)
 
 
 def fetch(hub_id: str, *, log: Callable[[str], None] | None = None) -> Path:

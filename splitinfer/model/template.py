@@ -1,14 +1,13 @@
 """Renders the chat template once and cuts it at the segments: roles -> the literals between the texts; both sides.
 
 No text is ever rendered: each segment is stood in for by a sentinel, so a template sees roles and nothing else. Nor
-does it see the clock: to a template that writes today's date (`strftime_now`, as in Llama 3) it is always 26 July 2024,
-the date that those templates fall back to, so that both sides and every day get the same literals.
+does it see the clock: to a template that writes the date (`strftime_now`, as Llama 3's does) it is always midnight of
+26 July 2024, the date that Llama 3's falls back to, so that every day and both sides get the same literals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +19,14 @@ __all__ = ["literals"]
 
 _Message = dict[str, str]
 _JOIN = "\n\n"
-_TODAY = datetime(2024, 7, 26, tzinfo=UTC)
+# Friday, 26 July 2024, 00:00:00; another directive stays as it is.
+_DATE_FIELDS = {
+    **{"%d": "26", "%m": "07", "%Y": "2024", "%y": "24", "%B": "July", "%b": "Jul", "%A": "Friday", "%a": "Fri"},
+    **{"%-d": "26", "%e": "26", "%-m": "7", "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM"},
+}
+_REPLACE = "".join(f" | replace('{directive}', '{text}')" for directive, text in _DATE_FIELDS.items())
+# The newline is eaten by trim_blocks, so the template still begins at the start of a line.
+_PINNED_DATE = f"{{% macro strftime_now(form) %}}{{{{ form{_REPLACE} }}}}{{% endmacro %}}\n"
 # A role that no template knows by name.
 _UNKNOWN_ROLE = "qzunknownrole"
 
@@ -64,8 +70,11 @@ def _cut(rendered: str, sentinels: Sequence[str]) -> list[str]:
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[_Message]) -> str:
     try:
+        template = tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template = _PINNED_DATE + template
         rendered = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, strftime_now=_TODAY.strftime
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
     except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
         raise TemplateError("the chat template refuses these segments or cannot be rendered") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from splitinfer import schedule
 from splitinfer.errors import LayoutMismatchError, ManifestError, ModelMismatchError, ReplayError
@@ -29,7 +30,7 @@ class Expectations:
 def check_request(manifest: RequestManifest, expected: Expectations) -> None:
     """Run checks 2 and 14 to 17 on a request's manifest."""
     _check_version(manifest.version)
-    _check_model(manifest.model, expected.model)
+    _check_model(manifest.model, expected.model, here="cloud")
     _check_request_layout(manifest, expected)
     session = manifest.session
     if (session.turn, session.parent_root, session.base_tokens) != (0, "", 0):
@@ -49,7 +50,7 @@ def check_response(manifest: ResponseManifest, expected: Expectations, *, tokens
         raise ReplayError("the reply answers another request")
     if manifest.model is None:
         raise ManifestError("the reply names no model")
-    _check_model(manifest.model, expected.model)
+    _check_model(manifest.model, expected.model, here="device")
     if manifest.codec not in ACCEPTED_CODECS:
         raise ManifestError(f"codec must be one of {', '.join(ACCEPTED_CODECS)}")
     if manifest.kind == "cache":
@@ -66,13 +67,14 @@ def _check_version(version: int) -> None:
         raise ManifestError(f"the sealed manifest is of another version than {VERSION}; update the older side")
 
 
-def _check_model(found: ModelWire, expected: ModelIdentity) -> None:
+def _check_model(found: ModelWire, expected: ModelIdentity, *, here: Literal["device", "cloud"]) -> None:
+    there = "cloud" if here == "device" else "device"
     for part in ("weights_sha256", "config_sha256", "tokenizer_sha256"):
-        here, there = getattr(expected, part), getattr(found, part)
-        if here != there:
+        ours, theirs = getattr(expected, part), getattr(found, part)
+        if ours != theirs:
             raise ModelMismatchError(
-                f"{part} differs: {here} on this side, {there} on the other",
-                fields={f"{part}_cloud": here, f"{part}_device": there},
+                f"{part} differs: {ours} on this side, {theirs} on the other",
+                fields={f"{part}_{here}": ours, f"{part}_{there}": theirs},
             )
 
 

@@ -98,7 +98,12 @@ class OpenedReply:
 
         Raises VerificationError kinds at the first fault; what was yielded before stays valid, and is incomplete.
         """
-        count = self.manifest.frames
+        try:
+            yield from self._frames(self.manifest.frames)
+        finally:
+            self.reader.wipe()
+
+    def _frames(self, count: int) -> Iterator[Frame]:
         self.reader.expect(count * FRAME_CHUNK_BYTES + RECEIPT_BYTES)
         ended = False
         for _ in range(count):

@@ -89,15 +89,18 @@ class KemKey:
 
 
 def wrap_content_key(content_key: bytes, *, public_key: bytes, manifest_digest: bytes) -> bytes:
-    """Encrypt the content key to the recipient; bound to the public manifest through `info`."""
+    """Encrypt the content key to the recipient; bound to the public manifest through `info`.
+
+    Raises AuthenticationError for a public key that cannot be used (malformed, or an X25519 point of small order).
+    """
     try:
         recipient = MLKEM768X25519PublicKey(
             MLKEM768PublicKey.from_public_bytes(public_key[:_MLKEM_PUBLIC_BYTES]),
             X25519PublicKey.from_public_bytes(public_key[_MLKEM_PUBLIC_BYTES:]),
         )
+        return _suite().encrypt(content_key, recipient, info=_WRAP_LABEL + manifest_digest)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise AuthenticationError from error
-    return _suite().encrypt(content_key, recipient, info=_WRAP_LABEL + manifest_digest)
 
 
 def unwrap_content_key(wrapped: bytes, *, private_key: KemKey, manifest_digest: bytes) -> bytes:

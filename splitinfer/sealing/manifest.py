@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from splitinfer import handoff, schedule
-from splitinfer.errors import ManifestError
+from splitinfer.errors import ManifestError, UsageError
 from splitinfer.sealing.encoding import canonical, parse_canonical, prefixed
 
 __all__ = [
@@ -224,15 +224,24 @@ class SamplingWire(WireModel):
 
     @classmethod
     def of(cls, params: handoff.SamplingParams) -> SamplingWire:
-        """Convert; floats are written so that reading them back gives the same float."""
-        return cls(
-            max_new_tokens=params.max_new_tokens,
-            temperature=format(Decimal(repr(params.temperature)), "f"),
-            top_p=format(Decimal(repr(params.top_p)), "f"),
-            top_k=params.top_k,
-            seed=str(params.seed),
-            stop=list(params.stop),
-        )
+        """Convert; floats are written so that reading them back gives the same float.
+
+        Raises UsageError for values outside what the wire can carry.
+        """
+        try:
+            return cls(
+                max_new_tokens=params.max_new_tokens,
+                temperature=format(Decimal(repr(params.temperature)), "f"),
+                top_p=format(Decimal(repr(params.top_p)), "f"),
+                top_k=params.top_k,
+                seed=str(params.seed),
+                stop=[text.encode().decode() for text in params.stop],
+            )
+        except (ValidationError, UnicodeEncodeError, InvalidOperation) as error:
+            raise UsageError(
+                "sampling takes numbers of at most 20 digits before and after the point, top_k below 2^31, "
+                "max_new_tokens up to 2^20, and stop strings of at most 1,024 characters"
+            ) from error
 
     def params(self) -> handoff.SamplingParams:
         """Convert back; raises ManifestError."""

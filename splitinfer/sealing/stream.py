@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from splitinfer import merkle
-from splitinfer.errors import AuthenticationError, LayoutMismatchError, LimitExceededError
+from splitinfer.errors import AuthenticationError, LayoutMismatchError, LimitExceededError, UsageError
 from splitinfer.sealing.keys import Direction, StreamKeys
 from splitinfer.sealing.signing import Purpose, Signer
 
@@ -112,6 +112,7 @@ class SealedStream:
     pieces: Iterable[memoryview | bytes]
     signer: Signer
     chunks: ChunkRoot
+    _is_pulled: bool = False
 
     @property
     def count(self) -> int:
@@ -128,7 +129,13 @@ class SealedStream:
         return self.chunks.root()
 
     def __iter__(self) -> Iterator[memoryview]:
-        """Seal lazily."""
+        """Seal lazily, once: another plaintext under the same keys would give away the authentication key of GCM."""
+        if self._is_pulled:
+            raise UsageError("a stream is sealed once; seal again under a new content key")
+        self._is_pulled = True
+        return self._sealed_chunks()
+
+    def _sealed_chunks(self) -> Iterator[memoryview]:
         out = memoryview(bytearray(self.chunk_bytes + TAG_BYTES))
         last = self.count - 1
         rest = memoryview(b"")

@@ -207,7 +207,7 @@ def cut(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
     yield data[at:]
 
 
-def request_manifest(kind: str = "prefill", *, tokens: int = 100, **changes: object) -> RequestManifest:
+def request_manifest(kind: str = "prefill", /, *, tokens: int = 100, **changes: object) -> RequestManifest:
     """Return a manifest that `EXPECTED` accepts, then changed."""
     is_decode = kind == "decode"
     fields: dict[str, object] = {
@@ -230,7 +230,7 @@ def request_manifest(kind: str = "prefill", *, tokens: int = 100, **changes: obj
     return RequestManifest(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def response_manifest(kind: str, request: RequestManifest, **changes: object) -> ResponseManifest:
+def response_manifest(kind: str, request: RequestManifest, /, **changes: object) -> ResponseManifest:
     """Return a response to this request that `EXPECTED` accepts, then changed."""
     is_cache, is_refusal = kind == "cache", kind == "refusal"
     fields: dict[str, object] = {

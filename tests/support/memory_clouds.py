@@ -17,7 +17,7 @@ from splitinfer.attestation.keyset import Replica, certify, identity_sha256
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud import CloudService
 from splitinfer.egress.verification import read_records
-from splitinfer.handoff import CloudReply, Reply, ReleasedTransfer, Route, Segment, Source, Transport
+from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Route, Segment, Source, Transport
 from splitinfer.home import Home
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.home.server_state import allow_device, allowed_devices, make_replica

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Scanner:
     kinds: set[str] = field(default_factory=set)
     _short: list[tuple[str, bytes]] = field(default_factory=list, repr=False)
     _long: dict[int, dict[bytes, str]] = field(default_factory=lambda: defaultdict(dict), repr=False)
+    _heads: dict[int, np.ndarray[tuple[int], np.dtype[np.uint64]]] = field(default_factory=dict, repr=False)
 
     def add_words(self, words: Iterable[str], *, what: str = "text") -> None:
         """Add words as UTF-8 in any case, UTF-16, hex and base64."""
@@ -75,11 +77,17 @@ class Scanner:
         numbers = np.lib.stride_tricks.sliding_window_view(bytes_, PREFIX_BYTES).copy().view(np.uint64).ravel()
         found = set()
         for size, needles in self._long.items():
-            heads = np.frombuffer(b"".join(needle[:PREFIX_BYTES] for needle in needles), dtype=np.uint64)
-            for at in np.flatnonzero(np.isin(numbers, heads)).tolist():
+            for at in np.flatnonzero(_is_among(numbers, self._sorted_heads(size))).tolist():
                 kind = needles.get(data[at : at + size])
                 found |= {kind} if kind else set()
         return found
+
+    def _sorted_heads(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        needles = self._long[size]
+        if size not in self._heads:
+            joined = b"".join(needle[:PREFIX_BYTES] for needle in needles)
+            self._heads[size] = np.unique(np.frombuffer(joined, dtype=np.uint64))
+        return self._heads[size]
 
     def find_in_files(self, folder: Path) -> dict[str, set[str]]:
         """Search every file below a folder, and every name; return what was found by relative path."""
@@ -93,10 +101,19 @@ class Scanner:
 
     def _add(self, kind: str, needle: bytes) -> None:
         self.kinds.add(kind)
+        self._heads.clear()
         if len(needle) < PREFIX_BYTES or kind.endswith(("any case", "JSON", "name")):
             self._short.append((kind, needle.lower() if kind.endswith("any case") else needle))
         elif self._long[len(needle)].setdefault(needle, kind) != kind:
             self._short.append((kind, needle))
+
+
+def _is_among(
+    numbers: np.ndarray[Any, np.dtype[np.uint64]], ordered: np.ndarray[Any, np.dtype[np.uint64]]
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    places = np.searchsorted(ordered, numbers)
+    places[places == len(ordered)] = 0
+    return np.asarray(ordered[places] == numbers)
 
 
 def _word_forms(word: str) -> Iterator[tuple[str, bytes]]:

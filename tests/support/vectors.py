@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from splitinfer import codec, schedule
+from splitinfer.attestation.keyset import Keyset, ReplicaKeys
 from splitinfer.attestation.sender import sender_id
 from splitinfer.handoff import CacheLayout, ModelIdentity, Sink, VerifiedTransfer
 from splitinfer.receive.expectations import Expectations, check_request
@@ -22,6 +23,8 @@ from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink
 from splitinfer.sealing.keys import KemKey
 from splitinfer.sealing.manifest import CacheWire, PublicManifest, RequestManifest, cache_bytes
+from splitinfer.sealing.receipt import Receipt
+from splitinfer.sealing.signing import Purpose, verify
 from splitinfer.sealing.transfer import TransferKeys
 
 FOLDER = Path(__file__).parent.parent / "vectors"
@@ -115,21 +118,14 @@ class WatchedSink:
         self.is_wiped = not any(any(memory) for memory in self._lent)
 
 
-@dataclass(frozen=True)
-class VectorKeyset:
-    """The one keyset of the vectors; has what intake and the cloud's replies ask of `ReplicaKeys`."""
-
-    kem: KemKey
-    digest: bytes
-    receipt: Ed25519PrivateKey
-
-    @classmethod
-    def load(cls) -> VectorKeyset:
-        shared = context()
-        mlkem = MLKEM768PrivateKey.from_seed_bytes(bytes.fromhex(shared["kem"]["mlkem_seed"]))
-        x25519 = X25519PrivateKey.from_private_bytes(bytes.fromhex(shared["kem"]["x25519"]))
-        receipt = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(shared["receipt_private_key"]))
-        return cls(KemKey(mlkem, x25519), bytes.fromhex(shared["keyset_digest"]), receipt)
+def replica_keys() -> ReplicaKeys:
+    """Return the one keyset of the vectors with its private keys."""
+    shared, issued = context(), derivation("keyset")
+    mlkem = MLKEM768PrivateKey.from_seed_bytes(bytes.fromhex(shared["kem"]["mlkem_seed"]))
+    x25519 = X25519PrivateKey.from_private_bytes(bytes.fromhex(shared["kem"]["x25519"]))
+    receipt = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(shared["receipt_private_key"]))
+    keyset = Keyset.model_validate(issued["keyset"])
+    return ReplicaKeys(keyset, bytes.fromhex(issued["signature"]), KemKey(mlkem, x25519), receipt)
 
 
 class VectorRecipient:
@@ -143,12 +139,12 @@ class VectorRecipient:
             self._clock, self._nonce = issued_at, bytes.fromhex(nonce)
             self._nonces.issue()
         self._clock = vector.says["now"]
-        self._keyset = VectorKeyset.load()
+        self._keyset = replica_keys()
 
     def now(self) -> int:
         return self._clock
 
-    def keyset(self, digest_hex: str) -> VectorKeyset | None:
+    def keyset(self, digest_hex: str) -> ReplicaKeys | None:
         return self._keyset if digest_hex == self._keyset.digest.hex() else None
 
     def sender(self, found: str, keyset_digest: bytes) -> bytes | None:
@@ -203,7 +199,13 @@ def receive_cache(vector: Vector, reply: OpenedReply, sinks: list[WatchedSink]) 
     padded = schedule.pad_tokens(tokens)
     sink, sizes = cache_sink(layout, true_tokens=tokens, padded_tokens=padded)
     sinks.append(sink)
-    return reply.receive_cache(sink, iter(sizes), data_bytes=cache_bytes(layout, padded))
+    total = cache_bytes(layout, padded)
+    return reply.receive_cache(sink, iter(sizes), data_bytes=total, check_receipt=_check_signature)
+
+
+def _check_signature(receipt: Receipt) -> None:
+    key, signature = bytes.fromhex(context()["receipt_public_key"]), bytes.fromhex(receipt.signature)
+    verify(key, Purpose.RECEIPT, receipt.body.to_bytes(), signature)
 
 
 class VectorSeen:

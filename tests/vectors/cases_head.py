@@ -38,7 +38,12 @@ HONEST = [
     Vector(None, "cache-reply", CACHE, "A cache comes back with its receipt; accepted."),
     Vector(None, "cache-reply-sliding", replace(CACHE, layout="sliding"), "The same with a sliding layer; accepted."),
     Vector(None, "tokens-reply", TOKENS, "Token frames, an end frame, padding and a receipt; accepted."),
-    Vector(None, "refusal-reply", ReplyCase(kind="refusal"), "A sealed refusal that names a model mismatch; accepted as such."),
+    Vector(
+        None,
+        "refusal-reply",
+        ReplyCase(kind="refusal"),
+        "A sealed refusal of a model mismatch; accepted as one.",
+    ),
     Vector(None, "keyset", KeysetCase(), "A keyset of the pinned identity, fresh and not seen before; accepted."),
     Vector(
         None,
@@ -167,7 +172,7 @@ LIMITS = [
 
 def _flip(name: str, check: int, sentence: str) -> Vector:
     """Flip the last hex digit of a member of the head after it was signed."""
-    slug = f"flipped-{name.split('.')[-1].replace('_', '-')}"
+    slug = f"flipped-{name.rpartition('.')[-1].replace('_', '-')}"
     path = name.split(".")
 
     def encode(head: Json) -> bytes:
@@ -355,7 +360,7 @@ EPOCH_VECTORS = [
         KeysetCase(certificate={"not_after": NOW + 25 * 3600 + 1}),
         "A certificate for longer than a day could not be revoked in time.",
     ),
-    Vector(6, "expired-keyset", KeysetCase(keyset={"not_after": NOW}), "The keyset has expired; its keys should be gone."),
+    Vector(6, "expired-keyset", KeysetCase(keyset={"not_after": NOW}), "The keyset has expired."),
     Vector(
         6,
         "keyset-not-yet-valid",

@@ -11,8 +11,9 @@ import world
 from cases_head import CACHE, DECODE, PREFILL, TOKENS
 from reference import Json, Tweaks
 from vector import Vector
-from world import LAYOUTS, PADDED_TOKENS, STRANGER, TOKEN_IDS, TRUE_TOKENS, Chunks, RequestCase
+from world import LAYOUTS, PADDED_TOKENS, STRANGER, TOKEN_IDS, TRUE_TOKENS, Chunks, ReplyCase, RequestCase
 
+REFUSAL = ReplyCase(kind="refusal")
 SLIDING = replace(DECODE, layout="sliding")
 
 
@@ -36,6 +37,10 @@ def _swapped(first: int, second: int) -> Callable[[Chunks], Chunks]:
 
 def _spliced(other: Callable[[], Chunks], index: int) -> Callable[[Chunks], Chunks]:
     return lambda chunks: [*chunks[:index], other()[index], *chunks[index + 1 :]]
+
+
+def _block(receipt: bytes) -> bytes:
+    return ref.prefixed(receipt).ljust(ref.RECEIPT_BYTES, b"\x00")
 
 
 def _request_chunks() -> Chunks:
@@ -299,7 +304,7 @@ TRAILER = [
     Vector(
         13,
         "refusal-trailer-signed-by-another-key",
-        replace(world.ReplyCase(kind="refusal"), key=STRANGER),
+        replace(REFUSAL, key=STRANGER),
         "A sealed refusal is believed only with the recipient's signature.",
     ),
 ]
@@ -362,6 +367,35 @@ FORM = [
     ),
 ]
 
+RECEIPTS = [
+    Vector(
+        2,
+        "receipt-not-padded-with-zeros",
+        replace(CACHE, block=ref.prefixed(b"{}").ljust(ref.RECEIPT_BYTES, b"\x01")),
+        "Something other than zeros stands behind the receipt.",
+    ),
+    Vector(2, "receipt-without-fields", replace(CACHE, block=_block(b"{}")), "A receipt that says nothing."),
+    Vector(2, "receipt-version-2", replace(CACHE, receipt={"version": 2}), "A receipt of a later version."),
+    Vector(
+        2,
+        "receipt-longer-than-its-block",
+        replace(TOKENS, block=ref.u32(2045) + bytes(2044)),
+        "The receipt declares more than its block holds.",
+    ),
+    Vector(
+        2,
+        "refusal-code-with-control-characters",
+        replace(REFUSAL, sealed={"refusal": {"code": "\x1b[2J"}}),
+        "What the other side says ends up on a terminal, so a code is lower-case letters only.",
+    ),
+    Vector(
+        2,
+        "refusal-field-with-control-characters",
+        replace(REFUSAL, sealed={"refusal": {"fields": {"weights_sha256_cloud": "\x1b[2J"}}}),
+        "What the other side says ends up on a terminal, so a field is printable only.",
+    ),
+]
+
 MODEL = [
     Vector(
         14,
@@ -374,11 +408,17 @@ MODEL = [
 ]
 MODEL += [
     Vector(
+        2,
+        "reply-without-a-model",
+        replace(CACHE, sealed={"model": None}),
+        "Only a refusal may leave the model out.",
+    ),
+    Vector(
         14,
         "weights-digest-differs-in-a-token-reply",
         replace(TOKENS, sealed={"model": {"weights_sha256": ref.sha256(b"other").hex()}}),
         "Another model answered.",
-    )
+    ),
 ]
 
 
@@ -418,7 +458,9 @@ LAYOUT = [
     Vector(
         15,
         "window-differs",
-        replace(SLIDING, sealed={"cache": {"layers": [LAYOUTS["sliding"][0], {**LAYOUTS["sliding"][1], "window": 32}]}}),
+        replace(
+            SLIDING, sealed={"cache": {"layers": [LAYOUTS["sliding"][0], {**LAYOUTS["sliding"][1], "window": 32}]}}
+        ),
         "A window of 32 for a model of 16.",
     ),
     Vector(
@@ -526,6 +568,30 @@ LAYOUT_MORE = [
         replace(CACHE, sealed={"cache": None}),
         "A cache that does not say what it is.",
     ),
+    Vector(
+        15,
+        "reply-without-token-counts",
+        replace(CACHE, sealed={"tokens": None}),
+        "A cache that does not say how many of its rows are tokens.",
+    ),
+    Vector(
+        15,
+        "reply-layout-differs",
+        replace(CACHE, sealed=_cache({"value_dim": 8})),
+        "The returned layout is not the model's; the slabs would be cut elsewhere.",
+    ),
+    Vector(
+        15,
+        "reply-padded-count-is-not-the-size-class",
+        replace(CACHE, sealed={"tokens": {"padded": 128}}),
+        "128 is a size class, but not that of 21 tokens.",
+    ),
+    Vector(
+        15,
+        "reply-padding-row-is-not-zero",
+        replace(CACHE, contents=world.cache_contents("full", pad=struct.pack("<f", 1.0))),
+        "Padding rows of a returned cache hold numbers.",
+    ),
 ]
 LAYOUT += LAYOUT_MORE
 
@@ -566,7 +632,85 @@ ACCEPTED = [
         PREFILL,
         "A prefill request that came by the route of decoding; what the cloud does is what the device asked for.",
         route="decode",
+        is_whole=True,
     ),
 ]
 
-VECTORS = [*FORM, *TAGS, *COUNT, *TRAILER, *MODEL, *LAYOUT, *SESSION, *ACCEPTED]
+ASKED = [
+    Vector(
+        15,
+        "cache-where-tokens-were-asked-for",
+        replace(CACHE, asked="tokens"),
+        "A cache in answer to a decode request.",
+        is_whole=True,
+    ),
+    Vector(
+        15,
+        "tokens-where-a-cache-was-asked-for",
+        replace(TOKENS, asked="cache"),
+        "Token frames in answer to a prefill request.",
+        is_whole=True,
+    ),
+    Vector(
+        15,
+        "more-frames-than-asked-for",
+        replace(TOKENS, frames=world.frames_of(world.ANSWER, max_new_tokens=32)),
+        "33 frames for 8 new tokens; the device would read on for as long as the cloud likes.",
+        is_whole=True,
+    ),
+    Vector(
+        15,
+        "fewer-frames-than-asked-for",
+        replace(TOKENS, frames=world.frames_of(world.ANSWER)[:4]),
+        "4 frames for 8 new tokens; the length of the answer would show.",
+        is_whole=True,
+    ),
+    Vector(
+        15,
+        "answer-token-outside-the-vocabulary",
+        replace(TOKENS, frames=world.frames_of([*world.ANSWER, world.VOCABULARY])),
+        "The fourth token does not exist.",
+        is_whole=True,
+    ),
+]
+
+RECEIPT_FIELDS = {
+    "transfer_id": world.OTHER_TRANSFER_ID.hex(),
+    "manifest_sha256": ref.sha256(b"other").hex(),
+    "ciphertext_root": ref.sha256(b"other").hex(),
+    "replica_id": world.OTHER_TRANSFER_ID.hex(),
+    "keyset_digest": ref.sha256(b"other").hex(),
+    "protection": "none",
+    "log_checkpoint": ref.sha256(b"other").hex(),
+}
+DISAGREEING = [
+    Vector(
+        0,
+        "receipt-signed-by-another-key",
+        replace(CACHE, receipt_key=STRANGER),
+        "A true stream carries a receipt that somebody else signed; it would prove nothing.",
+        error="authentication",
+        is_whole=True,
+    ),
+    *[
+        Vector(
+            0,
+            f"receipt-of-another-{name.replace('_', '-')}",
+            replace(CACHE, receipt={name: value}),
+            f"The receipt is signed, but its {name} is not the device's own; the cache is not used.",
+            error="verification",
+            is_whole=True,
+        )
+        for name, value in RECEIPT_FIELDS.items()
+    ],
+    Vector(
+        0,
+        "token-receipt-of-another-ciphertext-root",
+        replace(TOKENS, receipt={"ciphertext_root": ref.sha256(b"other").hex()}),
+        "The answer is whole, but the receipt is for other chunks than were sent.",
+        error="verification",
+        is_whole=True,
+    ),
+]
+
+VECTORS = [*DISAGREEING, *FORM, *RECEIPTS, *TAGS, *COUNT, *TRAILER, *MODEL, *LAYOUT, *ASKED, *SESSION, *ACCEPTED]

@@ -151,8 +151,9 @@ def _token_slab() -> list[Json]:
 
 def _chunks() -> list[Json]:
     keys = RequestCase().keys()
+    places: list[tuple[int, bool, int]] = [(0, False, 0), (1, False, 1), (255, False, 0), (65536, True, 0)]
     made = []
-    for index, is_final, direction in ((0, False, 0), (1, False, 1), (255, False, 0), (65536, True, 0)):
+    for index, is_final, direction in places:
         plain = world.secret(f"chunk {index}", 512)
         chunk = ref.seal_chunk(
             keys, plain, transfer_id=world.TRANSFER_ID, direction=direction, index=index, is_final=is_final

@@ -34,9 +34,10 @@ PER_CHECK = 50
 
 @dataclass(frozen=True)
 class Vector:
-    """`check` is a number of docs/format.md section 11, 0 for who the recipient is, None for an honest vector.
+    """`check` is a number of docs/format.md section 11, 0 for what has none, None for an honest vector.
 
     `state` is what the side that reads remembers; `route` is the route of a request where it is not the case's kind.
+    `is_whole` says that intake alone cannot refuse it: only who knows what was asked for can.
     """
 
     check: int | None
@@ -46,6 +47,8 @@ class Vector:
     now: int = world.NOW
     state: Json = field(default_factory=dict)
     route: str = ""
+    error: str = ""
+    is_whole: bool = False
 
     @property
     def side(self) -> str:
@@ -65,7 +68,8 @@ class Vector:
             "sentence": self.sentence,
             "side": self.side,
             "check": self.check,
-            "error": None if self.check is None else ERRORS[self.check],
+            "error": None if self.check is None else self.error or ERRORS[self.check],
+            "whole": self.is_whole,
             "file": self.file_name,
             "sha256": ref.sha256(self.data(wraps)).hex(),
             "now": self.now,
@@ -80,8 +84,10 @@ class Vector:
             state: Json = {"nonces": {world.SERVER_NONCE.hex(): world.NOW}, "first": None}
             state = world.merged(state, self.state)
             route = self.route or self.case.kind
-            return {"route": route, "layout": self.case.layout, "content_key": self.case.content_key.hex(), **state}
-        return {"read": self.case.kind, "layout": self.case.layout, "sent": _sent(self.case.request)}
+            state["content_key"] = self.case.content_key.hex()
+            state["sealed_manifest_sha256"] = self.case.sealed_digest.hex()
+            return {"route": route, "layout": self.case.layout, **state}
+        return {"read": self.case.asked or self.case.kind, "layout": self.case.layout, "sent": _sent(self.case.request)}
 
 
 def _sent(request: RequestCase) -> Json:
@@ -91,6 +97,8 @@ def _sent(request: RequestCase) -> Json:
         "manifest_sha256": request.manifest_digest.hex(),
         "sealed_manifest_sha256": request.sealed_digest.hex(),
         "tokens": world.TRUE_TOKENS,
+        "chunk_bytes": request.public_manifest()["chunk_bytes"],
+        "manifest": request.sealed_manifest(),
     }
 
 
@@ -99,8 +107,12 @@ def context() -> Json:
     return {
         "identity_sha256": world.PINNED,
         "keyset_digest": world.KEYSET_DIGEST.hex(),
-        "kem": {"mlkem_seed": world.secret("recipient ML-KEM", 64).hex(), "x25519": world.secret("recipient X25519").hex()},
+        "kem": {
+            "mlkem_seed": world.secret("recipient ML-KEM", 64).hex(),
+            "x25519": world.secret("recipient X25519").hex(),
+        },
         "allowed_devices": [ref.public(world.DEVICE).hex()],
+        "device_private_key": world.secret("device").hex(),
         "receipt_public_key": ref.public(world.RECEIPT).hex(),
         "receipt_private_key": world.secret("receipt").hex(),
         "model": world.MODEL,
@@ -109,7 +121,7 @@ def context() -> Json:
         "vocabulary": world.VOCABULARY,
         "token_ids": world.TOKEN_IDS,
         "answer": world.ANSWER,
-        "cache_sha256": {name: ref.sha256(world.cache_contents(name)).hex() for name in world.LAYOUTS},
+        "cache_hex": {name: world.cache_contents(name).hex() for name in world.LAYOUTS},
         "max_new_tokens": world.MAX_NEW_TOKENS,
     }
 

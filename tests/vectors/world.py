@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from reference import Json, Kem, StreamKeys, Tweaks
 
+NO_TWEAKS = Tweaks()
 NOW = 1_760_000_000
 MAX_POSITIONS = 256
 VOCABULARY = 64
@@ -81,7 +82,7 @@ def merged(value: Json, changes: Json) -> Json:
 
 @dataclass(frozen=True)
 class KeysetCase:
-    """A keyset reply and what is changed in it; signatures are made after the changes."""
+    """A keyset reply and what is changed in it; signatures are made after the changes, those of `reply` excepted."""
 
     certificate: Json = field(default_factory=dict)
     keyset: Json = field(default_factory=dict)
@@ -117,7 +118,9 @@ class KeysetCase:
 
     def body(self) -> bytes:
         keyset, signature = self.parts()
-        return ref.canonical(merged({"keyset": keyset, "signature": signature, "nonce": SERVER_NONCE.hex()}, self.reply))
+        return ref.canonical(
+            merged({"keyset": keyset, "signature": signature, "nonce": SERVER_NONCE.hex()}, self.reply)
+        )
 
 
 KEYSET_DIGEST = ref.digest(KeysetCase().parts()[0])
@@ -126,8 +129,10 @@ KEYSET_DIGEST = ref.digest(KeysetCase().parts()[0])
 # --- contents -------------------------------------------------------------------------------------------------------
 
 
-def cache_contents(layout: str, *, true: int = TRUE_TOKENS, padded: int = PADDED_TOKENS, pad: bytes = bytes(4)) -> bytes:
-    """Return slabs whose element at (layer, part, row, column) is a small distinct number; padding rows repeat `pad`."""
+def cache_contents(
+    layout: str, *, true: int = TRUE_TOKENS, padded: int = PADDED_TOKENS, pad: bytes = bytes(4)
+) -> bytes:
+    """Return slabs: distinct small numbers by layer, part, row and column; padding rows repeat `pad`."""
     data = bytearray()
     for layer, part, start, stop, _ in ref.slabs(LAYOUTS[layout], padded):
         run = ref.expanded(LAYOUTS[layout])[layer]
@@ -187,7 +192,7 @@ class RequestCase:
     device: Ed25519PrivateKey = DEVICE
     head_key: Ed25519PrivateKey | None = None
     head_purpose: str = "request"
-    tweaks: Tweaks = Tweaks()
+    tweaks: Tweaks = NO_TWEAKS
     stream_content_key: bytes | None = None
     encode_head: Callable[[Json], bytes] = ref.canonical
     encode_sealed: Callable[[Json], bytes] = ref.canonical
@@ -289,9 +294,10 @@ class RequestCase:
 
 @dataclass(frozen=True)
 class ReplyCase:
-    """A reply to an honest request and what is changed in it."""
+    """A reply to an honest request and what is changed in it; `asked` is what was asked for where that is not `kind`."""
 
     kind: str = "cache"
+    asked: str = ""
     layout: str = "full"
     chunk_bytes: int = 512
     head: Json = field(default_factory=dict)
@@ -302,8 +308,9 @@ class ReplyCase:
     block: bytes | None = None
     content_key: bytes = CONTENT_KEY
     key: Ed25519PrivateKey = RECEIPT
+    receipt_key: Ed25519PrivateKey = RECEIPT
     direction: int = ref.REPLY
-    tweaks: Tweaks = Tweaks()
+    tweaks: Tweaks = NO_TWEAKS
     encode_head: Callable[[Json], bytes] = ref.canonical
     encode_sealed: Callable[[Json], bytes] = ref.canonical
     change_chunks: Callable[[Chunks], Chunks] = list
@@ -312,7 +319,8 @@ class ReplyCase:
     @property
     def request(self) -> RequestCase:
         """The honest request that this answers."""
-        return RequestCase(kind="decode" if self.kind == "tokens" else "prefill", layout=self.layout)
+        is_decode = (self.asked or self.kind) == "tokens"
+        return RequestCase(kind="decode" if is_decode else "prefill", layout=self.layout)
 
     def sealed_manifest(self) -> Json:
         is_cache, is_refusal = self.kind == "cache", self.kind == "refusal"
@@ -345,9 +353,7 @@ class ReplyCase:
             "protection": "sealed",
             "log_checkpoint": ref.sha256(b"checkpoint").hex(),
             "served_at": NOW,
-            "events": [
-                {"event": name, "count": count} for name, count in [("received", len(request.chunks())), *end]
-            ],
+            "events": [{"event": name, "count": count} for name, count in [("received", len(request.chunks())), *end]],
         }
         return merged(body, self.receipt)
 
@@ -365,7 +371,8 @@ class ReplyCase:
         if self.block is not None:
             return self.block
         body = self.receipt_body()
-        return ref.receipt_block({"body": body, "signature": ref.sign(RECEIPT, "receipt", ref.canonical(body)).hex()})
+        signature = ref.sign(self.receipt_key, "receipt", ref.canonical(body)).hex()
+        return ref.receipt_block({"body": body, "signature": signature})
 
     def body(self, _wraps: Wraps) -> bytes:
         digest = self.request.manifest_digest

@@ -1,9 +1,12 @@
 import json
+import shutil
 
 import pytest
 
 from splitinfer.errors import ModelMismatchError, ModelNotFoundError, UnsupportedCacheError, UnsupportedModelError
-from splitinfer.model.loading import load
+from splitinfer.model import loading
+from splitinfer.model.identity import identify
+from splitinfer.model.loading import load, resolve_source
 from tests.support.tiny_models import KINDS, build
 
 
@@ -34,4 +37,40 @@ def test_refused_forms(tmp_path, change, error):
     path = build(tmp_path) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(error):
+        load(str(tmp_path))
+
+
+def test_files_that_change_while_they_are_loaded_are_refused(tmp_path, monkeypatch):
+    directory, other = build(tmp_path / "a"), build(tmp_path / "b", seed=1)
+
+    def identify_then_change(path, *, cache):
+        found = identify(path, cache=cache)
+        shutil.copyfile(other / "model.safetensors", directory / "model.safetensors")
+        return found
+
+    monkeypatch.setattr(loading, "identify", identify_then_change)
+    with pytest.raises(ModelMismatchError, match="changed while"):
+        load(str(directory))
+
+
+def test_right_pin_loads(tmp_path):
+    pinned = identify(build(tmp_path))
+    assert load(str(tmp_path), expected_weights_sha256=pinned.weights_sha256).identity == pinned
+
+
+@pytest.mark.parametrize("source", ["splitinfer-tests/nowhere", "not/a/hub/id", "nowhere at all"])
+def test_model_that_is_not_here_is_refused_and_fetch_is_named(source):
+    with pytest.raises(ModelNotFoundError, match=f"splitinfer model fetch {source}"):
+        resolve_source(source)
+
+
+def test_unknown_dtype_is_refused(tmp_path):
+    with pytest.raises(UnsupportedModelError, match="float64"):
+        load(str(build(tmp_path)), dtype="float64")
+
+
+def test_shard_that_is_missing_is_named(tmp_path):
+    (build(tmp_path) / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "one.safetensors"}}')
+    with pytest.raises(ModelNotFoundError, match=r"one\.safetensors"):
         load(str(tmp_path))

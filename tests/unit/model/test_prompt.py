@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from splitinfer.errors import EmptyPromptError, TemplateError
 from splitinfer.handoff import Label, Role, Segment
 from splitinfer.model.prompt import tokenize
 from tests.support.tiny_models import byte_tokenizer, unigram_tokenizer
+from tools.corpus import held_out_prompts
 
 EMBEDDED = AutoTokenizer.from_pretrained(embedded.path())
 TOKENIZERS = [(EMBEDDED, "<|user|>"), (byte_tokenizer(), "<|im_end|>"), (unigram_tokenizer(), "<|im_end|>")]
@@ -36,8 +39,19 @@ def test_labels_never_change_the_ids(rows):
 def test_embedded_prompt_has_the_ids_of_training():
     found = tokenize(EMBEDDED, [Segment(Role.DOCUMENT, "T\n"), Segment(Role.NOTE, "n"), Segment(Role.QUESTION, "Who?")])
     encode = EMBEDDED.backend_tokenizer.encode
-    expected = [1, 4, *encode("T").ids, 3, *encode("n").ids, 5, *encode(" Who?").ids, 6]
+    expected = [1, 4, *encode("T\n").ids, 3, *encode("n\n").ids, 5, *encode(" Who?").ids, 6]
     assert list(found.token_ids) == expected
+
+
+def test_corpus_prompts_have_the_ids_of_training():
+    marks = {Role.DOCUMENT: 4, Role.NOTE: 3, Role.QUESTION: 5}
+    encode = EMBEDDED.backend_tokenizer.encode
+    for segments, _ in held_out_prompts(10, seed=5):
+        expected = [1]
+        for segment in segments:
+            blank = " " if segment.role is Role.QUESTION else ""
+            expected += [marks[segment.role], *encode(blank + segment.text).ids]
+        assert list(tokenize(EMBEDDED, segments).token_ids) == [*expected, 6]
 
 
 @pytest.mark.parametrize("segments", [[], [Segment(Role.QUESTION, " \n")]])
@@ -47,18 +61,51 @@ def test_prompt_without_text_is_refused(segments):
 
 
 @pytest.mark.parametrize(
-    "template",
+    ("template", "reason"),
     [
-        "{{ 'nothing' }}",
-        "{% for m in messages %}{{ m['content'] + m['content'] }}{% endfor %}",
-        "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
-        "{% for m in messages %}{{ m['content'][:20] }}{% endfor %}",
-        "{{ raise_exception('no') }}",
+        ("{{ 'nothing' }}", "drops"),
+        ("{% for m in messages %}{{ m['content'] + m['content'] }}{% endfor %}", "repeats"),
+        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "rewrites"),
+        ("{% for m in messages %}{{ m['content'][:20] }}{% endfor %}", "drops"),
+        ("{% for m in messages %}{{ m['content'].split('\n\n') | reverse | join(' ') }}{% endfor %}", "reorders"),
+        ("{{ raise_exception('no') }}", "refuses"),
+        ("{{ nonsense(", "cannot be rendered"),
     ],
 )
-def test_template_that_changes_a_segment_is_refused(template):
-    with pytest.raises(TemplateError):
-        tokenize(byte_tokenizer(template=template), [Segment(Role.QUESTION, "hello")])
+def test_template_that_changes_a_segment_is_refused(template, reason):
+    with pytest.raises(TemplateError, match=reason):
+        tokenize(byte_tokenizer(template=template), [Segment(Role.DOCUMENT, "manual"), Segment(Role.QUESTION, "hello")])
+
+
+def test_template_that_demands_alternating_roles_is_served():
+    template = (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    )
+    tokenizer = byte_tokenizer(template=template)
+    found = tokenize(tokenizer, [Segment(Role.DOCUMENT, "D"), Segment(Role.NOTE, "N"), Segment(Role.QUESTION, "Q")])
+    assert tokenizer.decode(found.token_ids) == "[user]D\n\nN\n\nQ"
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%A, %d %B %Y", "%-d/%-m/%y %H:%M:%S"])
+def test_date_in_a_template_is_the_same_every_day(form):
+    template = f" {{% set today = strftime_now('{form}') %}}{{{{ today + '|' + messages[0]['content'] }}}}"
+    tokenizer = byte_tokenizer(template=template)
+    found = tokenize(tokenizer, [Segment(Role.QUESTION, "Q")])
+    assert tokenizer.decode(found.token_ids) == datetime(2024, 7, 26, tzinfo=UTC).strftime(form) + "|Q"
+
+
+def test_stand_in_string_inside_a_text_does_not_confuse_the_cut():
+    forged = "QzSegmentStandIn00000x000000OfTheOrdinaryKindForCutting000000zQ"
+    tokenizer = byte_tokenizer()
+    found = tokenize(tokenizer, [Segment(Role.QUESTION, forged), Segment(Role.QUESTION, "Q")])
+    assert f"user\n{forged}\n\nQ<|im_end|>" in tokenizer.decode(found.token_ids)
+
+
+def test_without_a_template_texts_are_joined_by_blank_lines():
+    tokenizer = byte_tokenizer(template=None)
+    found = tokenize(tokenizer, [Segment(Role.NOTE, "N"), Segment(Role.QUESTION, "Q")])
+    assert tokenizer.decode(found.token_ids) == "N\n\nQ\n"
 
 
 def test_documents_lead_the_user_turn_where_the_template_does_not_know_them():

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -69,12 +69,19 @@ def received(
     tail_bytes: int = 0,
     chunk_bytes: int = CHUNK,
     steps: Sequence[int] = (1 << 30,),
+    check_tail: Callable[[bytes], None] | None = None,
 ) -> VerifiedTransfer:
     chunks = reader(stream, chunk_bytes=chunk_bytes, steps=steps)
     chunks.manifest()
     sizes = [len(slab) for slab in sink.memory]
     return finish_verified(
-        chunks, sink, iter(sizes), data_bytes=sum(sizes) + tail_bytes, sender=PUBLIC, tail_bytes=tail_bytes
+        chunks,
+        sink,
+        iter(sizes),
+        data_bytes=sum(sizes) + tail_bytes,
+        sender=PUBLIC,
+        tail_bytes=tail_bytes,
+        check_tail=check_tail,
     )
 
 
@@ -97,16 +104,26 @@ slab_sizes = st.lists(
 
 @given(sizes=slab_sizes, tail=st.integers(0, 900), steps=st.lists(st.integers(1, 700), min_size=1, max_size=4))
 @settings(deadline=None, max_examples=100)
-def test_slabs_of_any_sizes_come_back_however_the_bytes_arrive(
-    sizes: list[int], tail: int, steps: list[int]
-) -> None:
+def test_slabs_of_any_sizes_come_back_however_the_bytes_arrive(sizes: list[int], tail: int, steps: list[int]) -> None:
     data = os.urandom(sum(sizes) + tail)
     sink = RecordingSink(sizes)
-    verified = received(a_stream(data), sink, tail_bytes=tail, steps=steps)
+    tails: list[bytes] = []
+    verified = received(a_stream(data), sink, tail_bytes=tail, steps=steps, check_tail=tails.append)
     assert verified.payload == data[: len(data) - tail]
-    assert verified.tail == data[len(data) - tail :]
+    assert tails == [data[len(data) - tail :]]
     assert verified.chunk_count * WHOLE == len(a_stream(data))
     assert sink.calls == ["slab"] * len(sizes) + ["finish"]
+
+
+def test_a_tail_that_is_refused_wipes_the_sink() -> None:
+    def refuse(tail: bytes) -> None:
+        raise ManifestError("the tail is wrong")
+
+    sink = RecordingSink([900])
+    with pytest.raises(ManifestError):
+        received(a_stream(b"x" * 1000), sink, tail_bytes=100, check_tail=refuse)
+    assert "finish" not in sink.calls
+    assert sink.is_clean
 
 
 @given(sizes=slab_sizes)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 
 import pytest
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,8 +218,6 @@ def test_no_two_chunks_of_a_stream_share_a_nonce() -> None:
 
 
 def test_the_root_is_that_of_all_chunks_pulled() -> None:
-    from blake3 import blake3
-
     sealed = stream([bytes(2000)], 2000)
     data = joined(sealed)
     size = 512 + TAG_BYTES

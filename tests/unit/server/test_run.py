@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import signal
@@ -82,7 +83,7 @@ def test_transfer_that_outlives_the_drain_is_cut_off_and_closed(tmp_path: Path, 
         transport = HttpTransport(f"{scheme}://127.0.0.1:{port}", tls_ca=certificate)
         reply = transport.exchange(released(command("make 500000000")))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(4) == 0
         with pytest.raises(TransportError):
             read_all(reply)
     assert "outcome=aborted" in (tmp_path / "log").read_text()
@@ -144,6 +145,33 @@ def test_tls_server_that_speaks_only_an_older_version_is_refused(tmp_path: Path)
         transport = HttpTransport(f"https://127.0.0.1:{listener.getsockname()[1]}", tls_ca=certificate)
         with pytest.raises(TransportError, match=r"TLS 1\.3"):
             transport.exchange(released(route=Route.KEYSET))
+        thread.join(10)
+
+
+def test_refusal_under_tls_while_the_body_is_sent_is_heard(tmp_path: Path) -> None:
+    certificate, key = write_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    body = b'{"code":"limit_exceeded"}'
+    head = f"HTTP/1.1 413 X\r\nContent-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, context.wrap_socket(connection, server_side=True) as secure:
+                secure.recv(1000)
+                secure.sendall(head.encode() + body)
+                # A close with unread bytes resets the connection, and the reset may overtake the refusal.
+                secure.settimeout(10)
+                with contextlib.suppress(OSError):
+                    while secure.recv(1 << 16):
+                        pass
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        transport = HttpTransport(f"https://127.0.0.1:{listener.getsockname()[1]}", tls_ca=certificate)
+        with pytest.raises(TransportError, match="limit_exceeded"):
+            transport.exchange(released(command("x"), *[b"x" * (1 << 20)] * 64))
         thread.join(10)
 
 

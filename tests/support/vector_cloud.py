@@ -1,0 +1,152 @@
+"""The product's whole cloud around a frozen request: a model that is scripted, and sinks that are watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from splitinfer import cloud, codec
+from splitinfer.attestation.keyset import ReplicaKeys
+from splitinfer.cache.snapshot import CacheSnapshot
+from splitinfer.cloud import CloudService
+from splitinfer.errors import SplitInferError
+from splitinfer.handoff import Numerics, Route
+from splitinfer.receive.reading import read_head
+from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
+from splitinfer.sealing.manifest import RequestHead
+from splitinfer.sealing.transfer import TransferKeys
+from tests.support.vectors import (
+    BytesSource,
+    Vector,
+    VectorRecipient,
+    WatchedSink,
+    context,
+    expectations,
+    find_vector,
+    receive_request,
+    replica_keys,
+)
+
+
+class ScriptedEngine:
+    """Has what `CloudService` asks of an engine; a refused request must not have reached `prefill` or `decode`."""
+
+    def __init__(self, layout: str) -> None:
+        expected = expectations(layout)
+        self.identity, self.layout = expected.model, expected.layout
+        self.max_positions, self.vocabulary = expected.max_positions, expected.vocabulary
+        self.numerics = Numerics("2.13.0", "cpu", "float32", "sdpa", 1)
+        self.calls: list[str] = []
+        self.arguments: list[object] = []
+
+    def prefill(self, token_ids: tuple[int, ...], *, steps: list[tuple[int, int]]) -> CacheSnapshot:
+        self._note("prefill", tuple(token_ids), list(steps))
+        honest = find_vector("000-honest-decode-request")
+        snapshot = receive_request(honest, VectorRecipient(honest), []).payload
+        assert isinstance(snapshot, CacheSnapshot)
+        return snapshot
+
+    def burn(self, tokens: int) -> None:
+        self._note("burn", tokens)
+
+    def decode(self, snapshot: CacheSnapshot, *, last_token: int, params: object) -> ScriptedDecoding:
+        self._note("decode", snapshot.true_tokens, last_token, params)
+        return ScriptedDecoding()
+
+    def _note(self, name: str, *arguments: object) -> None:
+        self.calls.append(name)
+        self.arguments.append(arguments)
+
+
+class ScriptedDecoding(Iterator[tuple[int, str]]):
+    """Yields the answer of the vectors."""
+
+    finish_reason = "end_of_text"
+
+    def __init__(self) -> None:
+        self._rest = iter(context()["answer"])
+
+    def __next__(self) -> tuple[int, str]:
+        return next(self._rest), ""
+
+    def close(self) -> None:
+        return
+
+
+class OneReplica:
+    """A replica with the keyset of the vectors and no other."""
+
+    def __init__(self) -> None:
+        self._keys = replica_keys()
+
+    def find(self, digest_hex: str) -> ReplicaKeys | None:
+        return self._keys if digest_hex == self._keys.digest.hex() else None
+
+    def reply(self, nonce: bytes) -> bytes:
+        return nonce
+
+
+class VectorCloud:
+    """A `CloudService` that remembers what a vector says it does."""
+
+    def __init__(self, vector: Vector) -> None:
+        self.engine = ScriptedEngine(vector.says["layout"])
+        self._now, self._random = 0, b""
+        keys = [bytes.fromhex(key) for key in context()["allowed_devices"]]
+        engine: Any = self.engine
+        replica: Any = OneReplica()
+        self._service = CloudService(
+            engine, replica, allowed=lambda: keys, clock=lambda: self._now, randomness=self._randomness
+        )
+        for nonce, issued_at in vector.says["nonces"].items():
+            self._now, self._random = issued_at, bytes.fromhex(nonce)
+            self._service.handle(Route.KEYSET, BytesSource(b""))
+        self._now = vector.says["now"]
+
+    def _randomness(self, size: int) -> bytes:
+        return self._random.ljust(size, b"\x00")[:size]
+
+    def reply(self, vector: Vector) -> bytes:
+        """Return the whole reply, or raise what the cloud raises."""
+        route = Route.PREFILL if vector.says["route"] == "prefill" else Route.DECODE
+        answer = self._service.handle(route, BytesSource(vector.data))
+        data = b"".join(bytes(piece) for piece in answer.body)
+        assert len(data) == answer.body_bytes
+        return data
+
+
+def open_answer(vector: Vector, data: bytes) -> OpenedReply:
+    """Open what the cloud answered to a vector, as its sender."""
+    head = RequestHead.model_validate_json(read_head(BytesSource(vector.data)))
+    transfer_id, content_key = bytes.fromhex(head.manifest.transfer_id), bytes.fromhex(vector.says["content_key"])
+    keys = TransferKeys(transfer_id, content_key, head.manifest.digest)
+    sealed = vector.says.get("sealed_manifest_sha256", "0" * 64)
+    sent = SentRequest(keys, sealed, bytes.fromhex(context()["receipt_public_key"]), len(context()["token_ids"]))
+    return open_reply(BytesSource(data), sent, expectations(vector.says["layout"]))
+
+
+def sealed_refusal(vector: Vector, data: bytes) -> SplitInferError:
+    """Verify a sealed refusal to its end and return the error that it names."""
+    reply = open_answer(vector, data)
+    assert reply.manifest.kind == "refusal"
+    return reply.refuse()
+
+
+def watch_sinks(monkeypatch: pytest.MonkeyPatch) -> list[WatchedSink]:
+    """Let the cloud make watched sinks, and return the list that they are put into."""
+    sinks: list[WatchedSink] = []
+    make_tokens, make_cache = cloud.TokenSink, codec.sink
+
+    def tokens(**counts: Any) -> WatchedSink:
+        sinks.append(WatchedSink(make_tokens(**counts)))
+        return sinks[-1]
+
+    def cache(*layout: Any, **counts: Any) -> WatchedSink:
+        sinks.append(WatchedSink(make_cache(*layout, **counts)))
+        return sinks[-1]
+
+    monkeypatch.setattr(cloud, "TokenSink", tokens)
+    monkeypatch.setattr(codec, "sink", cache)
+    return sinks

@@ -1,0 +1,116 @@
+"""`splitinfer model` on local directories, and `fetch` on a hub that is stood in for."""
+
+import argparse
+import json
+from fnmatch import fnmatch
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+from splitinfer.cli.model import add_parser, fetch
+from splitinfer.errors import ModelNotFoundError, TransportError
+from splitinfer.model.identity import identify
+from tests.support.tiny_models import build
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers(required=True))
+    args = parser.parse_args(["model", *arguments])
+    return args.handler(args)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return build(tmp_path / "model")
+
+
+def test_digest_prints_what_a_policy_pins(directory, capsys):
+    assert run("digest", str(directory)) == 0
+    assert capsys.readouterr().out == identify(directory).weights_sha256 + "\n"
+
+
+def test_digest_as_json_has_all_three(directory, capsys):
+    assert run("digest", str(directory), "--json") == 0
+    identity = identify(directory)
+    assert json.loads(capsys.readouterr().out) == {
+        "weights_sha256": identity.weights_sha256,
+        "config_sha256": identity.config_sha256,
+        "tokenizer_sha256": identity.tokenizer_sha256,
+    }
+
+
+def test_info_says_architecture_and_digests(directory, capsys):
+    assert run("info", str(directory)) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["model_type"] == "llama"
+    assert lines["max_position_embeddings"] == "512"
+    assert lines["weights_sha256"] == identify(directory).weights_sha256
+
+
+def test_info_as_json_is_one_object(capsys):
+    assert run("info", "embedded", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["source"], facts["model_type"], facts["num_hidden_layers"]) == ("embedded", "llama", 6)
+
+
+def test_model_that_is_not_here_is_refused():
+    with pytest.raises(ModelNotFoundError, match="splitinfer model fetch"):
+        run("info", "splitinfer-tests/nowhere")
+
+
+def test_fetch_downloads_weights_and_settings_but_no_pickle_and_no_code(directory, monkeypatch, capsys):
+    asked = {}
+
+    def download(repo_id, *, allow_patterns):
+        asked.update(repo_id=repo_id, patterns=allow_patterns)
+        return str(directory)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert run("fetch", "some/model", "--json") == 0
+    output = capsys.readouterr()
+    facts = json.loads(output.out)
+    assert (facts["directory"], facts["weights_sha256"]) == (str(directory), identify(directory).weights_sha256)
+    assert "some/model" in output.err
+    assert asked["repo_id"] == "some/model"
+
+    def wanted(name):
+        return any(fnmatch(name, pattern) for pattern in asked["patterns"])
+
+    assert all(map(wanted, ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"]))
+    refused = [
+        "pytorch_model.bin",
+        "model.pt",
+        "model.pth",
+        "model.pkl",
+        "modeling.py",
+        "tokenizer.py",
+        "tokenizer.pkl",
+    ]
+    assert not any(map(wanted, refused))
+
+
+def not_found():
+    response = type("Response", (), {"headers": {}, "request": None, "status_code": 404})()
+    return RepositoryNotFoundError("no such repository", response=response)
+
+
+@pytest.mark.parametrize(
+    ("cause", "error"),
+    [
+        (LocalEntryNotFoundError("offline"), TransportError),
+        (OSError("disk full"), TransportError),
+        (not_found(), ModelNotFoundError),
+    ],
+)
+def test_fetch_that_fails_is_named(monkeypatch, cause, error):
+    said = []
+
+    def download(*_, **__):
+        assert said == ["some/model"]
+        raise cause
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(error):
+        fetch("some/model", log=said.append)
