@@ -159,7 +159,7 @@ def _check_proof(args: argparse.Namespace) -> int:
         print(json.dumps({**fields, "record": proven.record}))
         return 0
     print(f"record {proven.index} is in the log {head.origin} of {head.size} records:")
-    print(_line(proven.record))
+    print(describe(proven.record))
     return 0
 
 

@@ -106,5 +106,3 @@ class VectorDevice:
     def has_receipt(self) -> bool:
         """Tell whether a receipt was accepted."""
         return self._exchange.receipt is not None
-
-

@@ -250,12 +250,6 @@ COUNT = [
         replace(TOKENS, frames=world.frames_of(world.ANSWER)[:3] + [ref.frame(0)] * 14),
         "Padding follows the last token without an end frame; the answer may be shorter than it was.",
     ),
-    Vector(
-        12,
-        "no-frames-at-all",
-        replace(TOKENS, frames=[]),
-        "A reply of no frames has no end frame either.",
-    ),
 ]
 
 TRAILER = [
