@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from splitinfer.egress.log import AuditLog
 from splitinfer.errors import ModelNotFoundError, TransportError
+from splitinfer.home import Home
+from splitinfer.home.audit_log import open_log
 from splitinfer.model.identity import identify, read_json
 from splitinfer.model.loading import resolve_source
 
@@ -64,12 +67,18 @@ def _digest(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    directory = fetch(args.source, log=_announce)
+    log = open_log(Home.find(args.home))
+    try:
+        directory = fetch(args.source, log=lambda hub_id: _announce(log, hub_id))
+    finally:
+        log.close()
     _print({"source": args.source, "directory": str(directory), **asdict(identify(directory))}, as_json=args.json)
     return 0
 
 
-def _announce(hub_id: str) -> None:
+def _announce(log: AuditLog, hub_id: str) -> None:
+    """Log the download before anything moves: the hub learns that this machine asks for this model."""
+    log.append({"type": "download", "hub_id": hub_id})
     print(f"downloading {hub_id} from the hub, which learns that this machine asks for it", file=sys.stderr)
 
 

@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tests.support.http_exchange import served
 from tests.support.processes import CloudProcess, cloud_process, route_through, run_cli
 from tests.support.recording_proxy import Capture, RecordingProxy
 from tests.support.scanner import Scanner
+from tests.support.wire import Message
 
 REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
 SEALED_MODES = REMOTE_MODES[1:]
@@ -133,25 +135,32 @@ def test_the_audit_log_counts_exactly_the_bytes_that_crossed(
     ]
     logged = [(call["route"], call["bytes_sent"], call["bytes_received"], 200) for call in run.outcome["calls"]]
     assert logged == crossed
-    assert [route for route, *_ in crossed][0] == "GET /v1/keyset"
+    assert next(route for route, *_ in crossed) == "GET /v1/keyset"
     assert run.outcome["bytes_sent"] == sum(sent for _, sent, _, _ in crossed)
     assert run.outcome["bytes_received"] == sum(received for _, _, received, _ in crossed)
     verify(scene.device.audit, scene.device.key("checkpoint").public_key())
 
 
-@pytest.mark.parametrize("mode", REMOTE_MODES)
-def test_a_refused_request_is_counted_exactly_too(scene: Scene, mode: str) -> None:
+@contextmanager
+def _device_not_allowed(scene: Scene) -> Iterator[None]:
     allowed = scene.cloud.home / "allowed"
     keys = allowed.read_text()
     allowed.write_text("0" * 64 + "\n")
     try:
-        with pytest.raises(RemoteRefusedError):
-            scene.run(mode, SEGMENTS)
+        yield
     finally:
         allowed.write_text(keys)
+
+
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+def test_a_request_that_is_refused_while_it_is_sent_is_counted_exactly_too(scene: Scene, mode: str) -> None:
+    scene.proxy.take()
+    with _device_not_allowed(scene), pytest.raises(RemoteRefusedError):
+        scene.run(mode, SEGMENTS)
     captures, outcome = scene.proxy.take(), scene.outcome()
     assert (outcome["status"], captures[-1].reply.status) == ("refused", 401)
-    assert [call["bytes_sent"] for call in outcome["calls"]] == [len(one.request.body) for one in captures]
+    sent = [len(Message.parse(bytes(one.sent)).body) for one in captures]
+    assert [call["bytes_sent"] for call in outcome["calls"]] == sent
     assert [call["bytes_received"] for call in outcome["calls"]] == [len(one.reply.body) for one in captures]
 
 
@@ -195,20 +204,15 @@ def test_nothing_of_the_prompt_is_in_either_state_folder_or_temporary_files(
         assert scanner.find_in_files(folder) == {}
 
 
-@pytest.mark.parametrize("mode", REMOTE_MODES)
-def test_nothing_of_the_prompt_is_in_the_text_of_an_error(
-    scene: Scene, scanner: Scanner, mode: str, tmp_path: Path
-) -> None:
-    note_path = tmp_path / f"{FILE_WORD}.txt"
-    note_path.write_text(NOTE)
-    arguments = ["run", "--policy", mode, "--json", "--public", str(note_path), "--max-new-tokens", "2"]
-    allowed = scene.cloud.home / "allowed"
-    keys = allowed.read_text()
-    allowed.write_text("0" * 64 + "\n")
-    try:
-        done = run_cli(*arguments, home=scene.device.path, text=QUESTION)
-    finally:
-        allowed.write_text(keys)
+def test_nothing_of_the_prompt_is_in_the_text_of_an_error(scene: Scene, scanner: Scanner, tmp_path: Path) -> None:
+    path = tmp_path / f"{FILE_WORD}.txt"
+    path.write_text(NOTE)
+    with _device_not_allowed(scene):
+        done = run_cli(
+            *("run", "--policy", "sealed-decode", "--json", "--private", str(path)),
+            home=scene.device.path,
+            text=QUESTION,
+        )
     assert done.returncode == 5, done.stderr
     assert json.loads(done.stdout)["error"] == "remote_refused"
     assert scanner.find(done.stdout.encode()) | scanner.find(done.stderr.encode()) == set()
@@ -248,15 +252,15 @@ def test_every_single_window_and_run_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "up", "down"),
+    ("mode", "crosses"),
     [
-        ("public-prefix", "tokens u32 big", "K/V float32"),
-        ("sealed-prefill", "tokens u32 big", "K/V float32"),
-        ("sealed-decode", "K/V float32", None),
+        ("public-prefix", ("tokens u32 big", "K/V float32")),
+        ("sealed-prefill", ("tokens u32 big", "K/V float32")),
+        ("sealed-decode", ("K/V float32", None)),
     ],
 )
 def test_the_scanner_finds_the_real_payloads_when_only_the_seal_is_missing(
-    scene: Scene, scanner: Scanner, tmp_path: Path, mode: str, up: str, down: str | None
+    scene: Scene, scanner: Scanner, tmp_path: Path, mode: str, crosses: tuple[str, str | None]
 ) -> None:
     cloud_home, device = Home(tmp_path / "cloud"), Home(tmp_path / "device")
     identity = cloud_home.key("identity").public_key().public_bytes_raw()
@@ -273,6 +277,7 @@ def test_the_scanner_finds_the_real_payloads_when_only_the_seal_is_missing(
         with Session.open(mode, home=device, engine=scene.engine) as session:
             session.run(SEGMENTS, max_new_tokens=12)
         transfer = proxy.take()[-1]
+    up, down = crosses
     assert up in scanner.find(transfer.sent)
     assert down is None or down in scanner.find(transfer.received)
 

@@ -1,4 +1,4 @@
-"""What leaking would look like: the same payloads in clear, in every form that the scanner claims to find. Tests only."""
+"""What leaking would look like: the same payloads in clear, in every form that the scanner claims to find."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -207,7 +208,7 @@ def cut(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
     yield data[at:]
 
 
-def request_manifest(kind: str = "prefill", /, *, tokens: int = 100, **changes: object) -> RequestManifest:
+def request_manifest(kind: str = "prefill", /, *, tokens: int = 100, **changes: Any) -> RequestManifest:
     """Return a manifest that `EXPECTED` accepts, then changed."""
     is_decode = kind == "decode"
     fields: dict[str, object] = {
@@ -227,10 +228,10 @@ def request_manifest(kind: str = "prefill", /, *, tokens: int = 100, **changes: 
         "last_token": 7 if is_decode else None,
         "sampling": SamplingWire.of(SamplingParams(max_new_tokens=8)) if is_decode else None,
     }
-    return RequestManifest(**{**fields, **changes})  # type: ignore[arg-type]
+    return RequestManifest(**{**fields, **changes})
 
 
-def response_manifest(kind: str, request: RequestManifest, /, **changes: object) -> ResponseManifest:
+def response_manifest(kind: str, request: RequestManifest, /, **changes: Any) -> ResponseManifest:
     """Return a response to this request that `EXPECTED` accepts, then changed."""
     is_cache, is_refusal = kind == "cache", kind == "refusal"
     fields: dict[str, object] = {
@@ -245,7 +246,7 @@ def response_manifest(kind: str, request: RequestManifest, /, **changes: object)
         "frames": 0,
         "refusal": None,
     }
-    return ResponseManifest(**{**fields, **changes})  # type: ignore[arg-type]
+    return ResponseManifest(**{**fields, **changes})
 
 
 def receipt(**changes: object) -> ReceiptBody:

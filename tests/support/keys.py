@@ -81,7 +81,9 @@ class Deployment:
             key, lambda: held, next_epoch=next_epoch or following, clock=self.clock, keyset_seconds=keyset_seconds
         )
 
-    def appraised(self, replica: Replica, *, nonce: bytes = NONCE, seen: SeenKeysets | None = None) -> VerifiedRecipient:
+    def appraised(
+        self, replica: Replica, *, nonce: bytes = NONCE, seen: SeenKeysets | None = None
+    ) -> VerifiedRecipient:
         """Return what a device that pins this deployment makes of the replica's present keyset."""
         return appraise(
             replica.reply(nonce), pinned_sha256=self.pin, now=int(self.clock()), seen=Unseen() if seen is None else seen

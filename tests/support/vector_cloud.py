@@ -15,6 +15,7 @@ from splitinfer.errors import SplitInferError
 from splitinfer.handoff import Numerics, Route
 from splitinfer.receive.reading import read_head
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
+from splitinfer.receive.tokens import TokenSink
 from splitinfer.sealing.manifest import RequestHead
 from splitinfer.sealing.transfer import TransferKeys
 from tests.support.vectors import (
@@ -137,7 +138,7 @@ def sealed_refusal(vector: Vector, data: bytes) -> SplitInferError:
 def watch_sinks(monkeypatch: pytest.MonkeyPatch) -> list[WatchedSink]:
     """Let the cloud make watched sinks, and return the list that they are put into."""
     sinks: list[WatchedSink] = []
-    make_tokens, make_cache = cloud.TokenSink, codec.sink
+    make_tokens, make_cache = TokenSink, codec.sink
 
     def tokens(**counts: Any) -> WatchedSink:
         sinks.append(WatchedSink(make_tokens(**counts)))

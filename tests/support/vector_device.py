@@ -55,15 +55,22 @@ class VectorDevice:
         self._expected = expectations(vector.says["layout"])
         self.sinks: list[WatchedSink] = []
         self.shown: list[int] = []
-        random = iter([self._sent["content_key"], self._sent["transfer_id"], derivation("stream-keys")[0]["nonce"]])
+        self._random = iter(
+            [self._sent["content_key"], self._sent["transfer_id"], derivation("stream-keys")[0]["nonce"]]
+        )
         self._exchange = Exchange(
             self._permit(),
             FrozenTransport(vector.data),
             device_key=Ed25519PrivateKey.from_private_bytes(bytes.fromhex(context()["device_private_key"])),
             expected=self._expected,
             clock=lambda: vector.says["now"],
-            randomness=lambda size: bytes.fromhex(next(random)),
+            randomness=self._randomness,
         )
+
+    def _randomness(self, size: int) -> bytes:
+        drawn = bytes.fromhex(next(self._random))
+        assert len(drawn) == size
+        return drawn
 
     def _permit(self) -> Permit:
         intent = Intent(

@@ -39,7 +39,8 @@ class Vector:
 
     @property
     def data(self) -> bytes:
-        return (FOLDER / "receive" / self.name / self.says["file"]).read_bytes()
+        file_name: str = self.says["file"]
+        return (FOLDER / "receive" / self.name / file_name).read_bytes()
 
     @property
     def is_honest(self) -> bool:
@@ -64,7 +65,8 @@ def find_vector(name: str) -> Vector:
 @cache
 def context() -> dict[str, Any]:
     """Return context.json: keys, model and limits of all vectors."""
-    return json.loads((FOLDER / "receive" / "context.json").read_text())
+    shared: dict[str, Any] = json.loads((FOLDER / "receive" / "context.json").read_text())
+    return shared
 
 
 def derivation(name: str) -> Any:

@@ -9,13 +9,15 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from splitinfer.cli.model import add_parser, fetch
+from splitinfer.egress.verification import read_records
 from splitinfer.errors import ModelNotFoundError, TransportError
 from splitinfer.model.identity import identify
 from tests.support.tiny_models import build
 
 
-def run(*arguments):
+def run(*arguments, home=None):
     parser = argparse.ArgumentParser()
+    parser.set_defaults(home=None if home is None else str(home))
     add_parser(parser.add_subparsers(required=True))
     args = parser.parse_args(["model", *arguments])
     return args.handler(args)
@@ -60,15 +62,18 @@ def test_model_that_is_not_here_is_refused():
         run("info", "splitinfer-tests/nowhere")
 
 
-def test_fetch_downloads_weights_and_settings_but_no_pickle_and_no_code(directory, monkeypatch, capsys):
+def test_fetch_downloads_weights_and_settings_but_no_pickle_and_no_code(directory, monkeypatch, capsys, tmp_path):
     asked = {}
+    home = tmp_path / "home"
 
     def download(repo_id, *, allow_patterns):
+        # Logged before anything moves.
+        assert [record["type"] for record in read_records(home / "audit")] == ["download"]
         asked.update(repo_id=repo_id, patterns=allow_patterns)
         return str(directory)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert run("fetch", "some/model", "--json") == 0
+    assert run("fetch", "some/model", "--json", home=home) == 0
     output = capsys.readouterr()
     facts = json.loads(output.out)
     assert (facts["directory"], facts["weights_sha256"]) == (str(directory), identify(directory).weights_sha256)

@@ -21,8 +21,7 @@ def padme(tokens: int) -> int:
     """Algorithm 1 of Nikitin et al., PoPETs 2019, as it is printed there."""
     exponent = math.floor(math.log2(tokens))
     significant = math.floor(math.log2(exponent)) + 1
-    last_bits = exponent - significant
-    mask = 2**last_bits - 1
+    mask = (1 << (exponent - significant)) - 1
     return (tokens + mask) & ~mask
 
 

@@ -129,8 +129,8 @@ def _schedule() -> list[Json]:
     made = []
     for name, runs in layouts.items():
         for padded in (64, 512, 576, 1088):
-            specs = [list(spec) for spec in ref.slabs(runs, padded)]
-            total = sum(spec[-1] for spec in specs)
+            specs = list(ref.slabs(runs, padded))
+            total = sum(size_bytes for *_, size_bytes in specs)
             made.append(
                 {
                     "layout": name,

@@ -15,8 +15,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import cases_chunks
+import cases_form
 import cases_head
-import cases_stream
+import cases_honest
+import cases_manifest
+import cases_recipient
+import cases_reply
 from derived import derivations
 from reference import Json
 from vector import context, numbered
@@ -24,13 +29,22 @@ from world import Wraps
 
 HERE = Path(__file__).parent
 WRAPS = HERE / "wraps.json"
+PARTS = (
+    cases_honest,
+    cases_recipient,
+    cases_form,
+    cases_head,
+    cases_chunks,
+    cases_manifest,
+    cases_reply,
+)
 
 
 def files(wraps: Wraps) -> dict[Path, bytes]:
     """Return every frozen file."""
     made = {HERE / "derivations" / f"{name}.json": _text(value) for name, value in derivations(wraps).items()}
     made[HERE / "receive" / "context.json"] = _text(context())
-    for name, vector in numbered([*cases_head.VECTORS, *cases_stream.VECTORS]).items():
+    for name, vector in numbered([vector for part in PARTS for vector in part.VECTORS]).items():
         folder = HERE / "receive" / name
         made[folder / vector.file_name] = vector.data(wraps)
         made[folder / "vector.json"] = _text(vector.description(wraps))

@@ -294,7 +294,7 @@ class RequestCase:
 
 @dataclass(frozen=True)
 class ReplyCase:
-    """A reply to an honest request and what is changed in it; `asked` is what was asked for where that is not `kind`."""
+    """A reply to an honest request and what is changed in it; `asked` names another kind that was asked for."""
 
     kind: str = "cache"
     asked: str = ""

@@ -38,7 +38,7 @@ def a_certificate(*, signed_by: Ed25519PrivateKey = IDENTITY, **changes: object)
     return Certificate(body=body, signature=sign(signed_by, Purpose.CERTIFICATE, body.to_bytes()).hex())
 
 
-def a_keyset(certificate: Certificate | None = None, **changes: object) -> Keyset:
+def a_keyset(certificate: Certificate | None = None, /, **changes: object) -> Keyset:
     fields: dict[str, object] = {
         "version": 1,
         "certificate": certificate or a_certificate(),
@@ -164,9 +164,7 @@ def test_every_field_of_a_keyset_is_signed(name: str) -> None:
         appraised(reply, Deployment(IDENTITY))
 
 
-@pytest.mark.parametrize(
-    "name", ["replica_id", "replica_key", "capabilities", "generation", "not_after"]
-)
+@pytest.mark.parametrize("name", ["replica_id", "replica_key", "capabilities", "generation", "not_after"])
 def test_every_field_of_a_certificate_is_signed(deployment: Deployment, name: str) -> None:
     made = a_certificate()
     other = a_certificate(
@@ -208,7 +206,7 @@ def test_a_keyset_out_of_its_time_or_outliving_its_certificate_is_refused(
     deployment: Deployment, changes: dict[str, object]
 ) -> None:
     with pytest.raises(StaleKeysetError):
-        appraised(signed_reply(a_keyset(**changes), REPLICA), deployment)
+        appraised(signed_reply(a_keyset(None, **changes), REPLICA), deployment)
 
 
 def test_the_first_and_the_last_second_count(deployment: Deployment) -> None:

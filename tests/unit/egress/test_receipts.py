@@ -64,7 +64,7 @@ class Scene:
     def keep(self, intent_id: str, data: bytes) -> None:
         (self.receipts / f"{intent_id}.json").write_bytes(data)
 
-    def receipt(self, key: Ed25519PrivateKey | None = None, **changes: object) -> Receipt:
+    def receipt(self, key: Ed25519PrivateKey | None = None, /, **changes: object) -> Receipt:
         fields: dict[str, object] = {
             "transfer_id": "b" * 32,
             "manifest_sha256": MANIFEST,
@@ -76,7 +76,9 @@ class Scene:
         }
         return signed_receipt(key or self.key, **{**fields, **changes})
 
-    def check(self, made: Receipt, *, call: CallRecord | None = None, recipient: VerifiedRecipient | None = None) -> None:
+    def check(
+        self, made: Receipt, *, call: CallRecord | None = None, recipient: VerifiedRecipient | None = None
+    ) -> None:
         check_receipt(
             made,
             permit=self.permit,
@@ -100,7 +102,7 @@ def test_a_signed_receipt_of_something_else_is_refused_by_the_fields_name(scene:
     value = getattr(scene.receipt().body, name)
     other = "none" if name == "protection" else ("0" if value[0] != "0" else "1") + value[1:]
     with pytest.raises(VerificationError, match=name) as caught:
-        scene.check(scene.receipt(**{name: other}))
+        scene.check(scene.receipt(None, **{name: other}))
     assert not isinstance(caught.value, AuthenticationError)
 
 

@@ -97,7 +97,8 @@ def test_two_processes_that_make_a_key_at_once_agree_on_it(tmp_path: Path) -> No
         made.append(home.key("checkpoint").private_bytes_raw())
 
     for attempt in range(10):
-        home, barrier, made = Home(tmp_path / str(attempt)), threading.Barrier(4), []
+        home, barrier = Home(tmp_path / str(attempt)), threading.Barrier(4)
+        made: list[bytes] = []
         threads = [threading.Thread(target=make, args=(home, barrier, made)) for _ in range(4)]
         for thread in threads:
             thread.start()

@@ -58,7 +58,9 @@ def test_a_device_key_of_another_form_is_refused(home: Home, key: str) -> None:
     assert not (home.path / "allowed").exists()
 
 
-@pytest.mark.parametrize("content", [b"zz", KEY[:-1].encode(), (KEY + "," + KEY).encode(), b"\xff\xfe", KEY.upper().encode()])
+@pytest.mark.parametrize(
+    "content", [b"zz", KEY[:-1].encode(), (KEY + "," + KEY).encode(), b"\xff\xfe", KEY.upper().encode()]
+)
 def test_a_damaged_file_of_devices_allows_nobody(home: Home, content: bytes) -> None:
     (home.path / "allowed").write_bytes(content)
     with pytest.raises(StateError):

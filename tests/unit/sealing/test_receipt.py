@@ -13,9 +13,7 @@ from tests.support.device_cloud import receipt, signed_receipt
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 EVENTS = ("received", "opened", "prefilled", "decoded", "erased", "refused")
-events = st.lists(
-    st.builds(Event, event=st.sampled_from(EVENTS), count=st.integers(0, 2**31 - 1)), max_size=8
-)
+events = st.lists(st.builds(Event, event=st.sampled_from(EVENTS), count=st.integers(0, 2**31 - 1)), max_size=8)
 
 
 @given(events=events, protection=st.text(alphabet=st.characters(codec="ascii", categories=["Ll", "Pd"]), max_size=64))

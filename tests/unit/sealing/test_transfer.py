@@ -77,7 +77,7 @@ def test_ids_nonces_and_keys_of_ten_thousand_transfers_never_repeat(
             chunk_bytes=512,
             recipient=recipient,
             sender_id="0" * 64,
-            signer=lambda purpose, payload: bytes(64),
+            signer=signer(pair.device),
             now=NOW,
             randomness=os.urandom,
         )
@@ -102,24 +102,22 @@ def test_randomness_is_asked_for_each_value_on_its_own(pair: Pair) -> None:
 
 
 def test_request_and_reply_have_keys_of_their_own(pair: Pair) -> None:
-    _, keys = pair.seal([], following_bytes=0)
-    replies = [
-        seal_reply(
-            [],
-            response_manifest=b"{}",
-            following_bytes=0,
-            chunk_bytes=512,
-            keys=keys,
-            signer=signer(pair.device),
-            randomness=lambda size: bytes(size),
-        )
-        for _ in range(1)
-    ]
-    body, _ = pair.seal([], following_bytes=0, chunk_bytes=512, randomness=lambda size: bytes(size))
+    """Same content key, same manifest, same nonce: the direction alone makes the difference."""
+    body, keys = pair.seal([], following_bytes=0, chunk_bytes=512, randomness=bytes)
+    answer = seal_reply(
+        [],
+        response_manifest=b"{}",
+        following_bytes=0,
+        chunk_bytes=512,
+        keys=keys,
+        signer=signer(pair.device),
+        randomness=bytes,
+    )
     request = parse_wire(RequestHead, head_of(body.head), what="request head")
-    reply = parse_wire(ReplyHead, head_of(replies[0].head), what="reply head")
+    reply = parse_wire(ReplyHead, head_of(answer.head), what="reply head")
     assert request.stream_nonce == reply.stream_nonce == "0" * 64
     assert request.commitment != reply.commitment
+    assert body.stream.cipher._nonce(0) != answer.stream.cipher._nonce(0)
 
 
 def test_two_replies_to_one_request_have_different_keys(pair: Pair) -> None:
