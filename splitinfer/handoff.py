@@ -2,7 +2,7 @@
 
 Three types are proofs, each made in exactly one module: `VerifiedRecipient` (attestation.appraise),
 `ReleasedTransfer` (egress.gate) and `VerifiedTransfer` (receive.intake). A function that takes one cannot be
-handed anything that skipped that stage; `tests/unit/test_structure.py` looks for others.
+handed anything that skipped that stage; `tests/unit/test_structure.py` looks for other constructors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """Who the recipient is: an identity key certifies replicas, replicas sign keysets, the device appraises them.
 
-`keyset` runs on the recipient, `appraise` on the device, `sender` on both (the Relying Party of RFC 9334).
+`keyset` runs on the recipient, `appraise` on the device (the Relying Party of RFC 9334), `sender` on both.
 """

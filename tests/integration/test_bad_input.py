@@ -59,7 +59,10 @@ def of_model(folder: Path, source: Path | str) -> Path:
         ('mode = "sealed-decode"\n', "remote"),
         (f'mode = "local"\n{REMOTE}', "remote"),
         (f'mode = "sealed-decode"\n{REMOTE}[transfer]\nverify_rows = 3\n', "verify_rows"),
-        ('mode = "sealed-decode"\n[remote]\nurl = "http://cloud.example"\nidentity_sha256 = "' + "a" * 64 + '"\n', "http"),
+        (
+            'mode = "sealed-decode"\n[remote]\nurl = "http://cloud.example"\nidentity_sha256 = "' + "a" * 64 + '"\n',
+            "http",
+        ),
         ('mode = "local"\n[segments]\ndefault = "public"\n', "default"),
         ('mode = "local\n', "TOML"),
     ],
@@ -104,7 +107,9 @@ def test_sampling_out_of_range_is_refused(options: list[str], command: CommandLi
     assert ran.is_refusal("usage", 2)
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["run", "--policy"], ["fly"], ["run", "--policy", "local", "--top-k", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "--policy"], ["fly"], ["run", "--policy", "local", "--top-k", "x"]]
+)
 def test_command_line_that_does_not_parse_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -430,7 +435,9 @@ def garbage_tail(log: Path) -> None:
     (log / "log").write_bytes(data)
 
 
-@pytest.mark.parametrize("harm", [cut_log, empty_log, remove_log, change_checkpoint, garbage_state], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "harm", [cut_log, empty_log, remove_log, change_checkpoint, garbage_state], ids=lambda f: f.__name__
+)
 def test_nothing_is_sent_over_a_broken_log(
     harm: Callable[[Path], None], pair: Paired, tiny: Engine, command: CommandLine
 ) -> None:
@@ -443,7 +450,9 @@ def test_nothing_is_sent_over_a_broken_log(
     assert server.connections == 0
 
 
-@pytest.mark.parametrize("harm", [cut_log, empty_log, change_checkpoint, garbage_state, garbage_tail], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "harm", [cut_log, empty_log, change_checkpoint, garbage_state, garbage_tail], ids=lambda f: f.__name__
+)
 def test_verify_finds_every_change(
     harm: Callable[[Path], None], pair: Paired, tiny: Engine, command: CommandLine
 ) -> None:
@@ -469,7 +478,9 @@ def lost_sync(self: OsFiles, handle: int) -> None:
 
 @pytest.mark.parametrize("has_log", [False, True])
 @pytest.mark.parametrize(
-    ("operation", "failing"), [("write_at", full), ("open", read_only), ("fsync", lost_sync)], ids=["full", "read-only", "fsync"]
+    ("operation", "failing"),
+    [("write_at", full), ("open", read_only), ("fsync", lost_sync)],
+    ids=["full", "read-only", "fsync"],
 )
 def test_nothing_is_sent_where_the_log_cannot_be_written(
     operation: str,

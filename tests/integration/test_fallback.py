@@ -64,7 +64,13 @@ def local_ids(pair: Paired, segments: list[Segment], engine: Engine, **sampling:
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: error.code)
 def test_device_takes_over_after_a_transport_failure(
-    mode: str, error: TransportError, at: int, pair: Paired, tiny: Engine, tiny_on_cloud: Engine, segments: list[Segment]
+    mode: str,
+    error: TransportError,
+    at: int,
+    pair: Paired,
+    tiny: Engine,
+    tiny_on_cloud: Engine,
+    segments: list[Segment],
 ) -> None:
     transport = FailingTransport(MemoryTransport(pair.service(tiny_on_cloud)), error, at=at)
     with pair.session(policy_of(mode, on_remote_failure="local"), tiny, transport=transport) as session:
@@ -110,9 +116,7 @@ def off_by_one(engine: Engine) -> Engine:
     return other
 
 
-def test_device_never_takes_over_after_a_model_mismatch(
-    pair: Paired, tiny: Engine, segments: list[Segment]
-) -> None:
+def test_device_never_takes_over_after_a_model_mismatch(pair: Paired, tiny: Engine, segments: list[Segment]) -> None:
     for mode in REMOTE_MODES:
         policy = policy_of(mode, on_remote_failure="local")
         with pytest.raises(ModelMismatchError):
@@ -257,9 +261,7 @@ def _private() -> list[Segment]:
     return [note("a note"), question("who?")]
 
 
-def test_answer_of_the_command_line_tells_that_it_fell_back(
-    pair: Paired, command: CommandLine, tmp_path: Path
-) -> None:
+def test_answer_of_the_command_line_tells_that_it_fell_back(pair: Paired, command: CommandLine, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     text = 'mode = "sealed-decode"\n[remote]\nname = "default"\n[fallback]\non_remote_failure = "local"\n'
     policy.write_text(text)

@@ -121,21 +121,28 @@ def test_log_records_what_the_answer_says(modes: Modes, device: Home, segments: 
     *_, intent, outcome = read_records(device.audit)
     assert (intent["type"], intent["mode"], intent["protection"]) == ("intent", "sealed-decode", "sealed")
     assert outcome["status"] == "completed"
-    assert (outcome["bytes_sent"], outcome["bytes_received"]) == (answer.egress.bytes_sent, answer.egress.bytes_received)
+    assert (outcome["bytes_sent"], outcome["bytes_received"]) == (
+        answer.egress.bytes_sent,
+        answer.egress.bytes_received,
+    )
     assert outcome["bytes_sent"] <= intent["bytes_up_bound"]
     assert intent["policy_sha256"] == answer.policy_digest
     report = verify(device.audit, device.key("checkpoint").public_key())
     assert (report.size, report.root.hex(), report.open_intents) == (answer.audit_size, answer.audit_root, 0)
 
 
-def test_log_and_server_log_hold_no_text(modes: Modes, cloud: CloudProcess, device: Home, segments: list[Segment]) -> None:
+def test_log_and_server_log_hold_no_text(
+    modes: Modes, cloud: CloudProcess, device: Home, segments: list[Segment]
+) -> None:
     modes.run(segments, max_new_tokens=3)
     files = [path for path in device.path.rglob("*") if path.is_file()] + [cloud.log]
     files += [path for path in cloud.home.rglob("*") if path.is_file()]
     assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
 
 
-def test_stop_string_ends_all_modes_at_the_same_place(modes: Modes, greedy: list[tuple[str, dict[str, Answer]]]) -> None:
+def test_stop_string_ends_all_modes_at_the_same_place(
+    modes: Modes, greedy: list[tuple[str, dict[str, Answer]]]
+) -> None:
     (prompt, _), (_, answers) = held_out_prompts(4, 11)[0], greedy[0]
     text = answers["local"].text
     stop = text.strip()[2:4]
@@ -146,7 +153,9 @@ def test_stop_string_ends_all_modes_at_the_same_place(modes: Modes, greedy: list
     assert {answer.finish_reason for answer in stopped.values()} == {"stop"}
 
 
-def test_max_new_tokens_and_end_of_text_end_all_modes(modes: Modes, greedy: list[tuple[str, dict[str, Answer]]]) -> None:
+def test_max_new_tokens_and_end_of_text_end_all_modes(
+    modes: Modes, greedy: list[tuple[str, dict[str, Answer]]]
+) -> None:
     (prompt, _), (_, answers) = held_out_prompts(4, 11)[0], greedy[0]
     assert {answer.finish_reason for answer in answers.values()} == {"end_of_text"}
     cut = modes.run(prompt, max_new_tokens=1)
@@ -162,7 +171,9 @@ def test_unicode_prompt_is_identical_in_all_modes(modes: Modes) -> None:
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
-def test_first_piece_is_there_before_the_last_token_exists(mode: str, pair: Paired, tiny: Engine, tiny_on_cloud: Engine):
+def test_first_piece_is_there_before_the_last_token_exists(
+    mode: str, pair: Paired, tiny: Engine, tiny_on_cloud: Engine
+):
     service = pair.service(tiny_on_cloud)
     decoder = tiny_on_cloud if mode == "sealed-decode" else tiny
     before, wanted = decoder.decoded_tokens, 40

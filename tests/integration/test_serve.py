@@ -146,9 +146,7 @@ def test_pairing_works_on_loopback_only(command: CommandLine, tmp_path: Path) ->
 # --- a running replica ------------------------------------------------------------------------------------------------
 
 
-def test_run_over_tls_with_an_inline_remote_and_its_ca(
-    replica: Replica, command: CommandLine, engine: Engine
-) -> None:
+def test_run_over_tls_with_an_inline_remote_and_its_ca(replica: Replica, command: CommandLine, engine: Engine) -> None:
     ran = command("run", "--policy", replica.policy, *ASK, "--json", home=replica.device, engine=engine)
     assert ran.code == 0, ran.err
     printed = json.loads(ran.out)

@@ -73,7 +73,7 @@ def refuse_all(
             expected = shown[: max(0, mutation.fault_chunk - MANIFEST_FRAMES)] if mutation.where == "reply" else []
             assert result.pieces == [piece for piece in expected if piece], f"{len(result.pieces)} pieces were shown"
         except AssertionError as fault:
-            faults.append(f"{mutation.name}: {str(fault).splitlines()[0]}")
+            faults.append(f"{mutation.name}: {fault}")
         else:
             TALLY["refused"] += 1
     scene.honest(mode, segments, max_new_tokens=ANSWER_TOKENS)

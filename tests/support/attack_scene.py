@@ -133,11 +133,11 @@ class AttackScene:
         assert all(delivery.is_changed for delivery in self.proxy.deliveries), "the change was not delivered"
         assert error is not None, "not refused"
         assert type(error) is mutation.error, f"{type(error).__name__}: {error}"
-        assert getattr(error, "remote_code", None) == mutation.code
+        assert getattr(error, "remote_code", None) == mutation.code, f"refused as {getattr(error, 'remote_code', '')}"
         assert self.engine.begun_decodes == before, "a refused cache was decoded"
         assert not any(sink.has_kept for sink in result.sinks), "a refused cache was kept"
-        assert result.outcome["status"] != "completed"
-        assert result.outcome["code"] == error.code
+        assert result.outcome["status"] != "completed", "logged as completed"
+        assert result.outcome["code"] == error.code, f"logged as {result.outcome['code']}"
         if mutation.where == "request":
             self._check_cloud_idle(result, cloud_before)
         return result
@@ -149,9 +149,10 @@ class AttackScene:
         if self.cloud_engine is not None:
             assert self.cloud_engine.work == before, "the cloud computed something"
         if receipt is not None:
-            assert [event["event"] for event in receipt["body"]["events"]] == ["received", "refused"]
+            events = [event["event"] for event in receipt["body"]["events"]]
+            assert events == ["received", "refused"], f"the cloud says that it did {events}"
         elif reply is not None:
-            assert reply.status != 200
+            assert reply.status != 200, "the cloud accepted the request"
 
     def _policy(self, mode: str) -> Policy:
         policy = resolve(mode)

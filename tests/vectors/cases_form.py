@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import reference as ref
 import world
-from cases_honest import CACHE, DECODE, PREFILL, REFUSAL, TOKENS
+from cases_honest import CACHE, DECODE, PREFILL, REFUSAL, SLIDING, TOKENS
 from reference import Json, Tweaks
 from vector import Vector
 from world import (
@@ -327,6 +327,12 @@ TRAPS = [
         "null-for-an-object",
         replace(PREFILL, sealed={"tokens": None}),
         "Token counts are always there.",
+    ),
+    Vector(
+        2,
+        "padding-before-the-final-chunk-is-not-zero",
+        replace(SLIDING, tweaks=Tweaks(tail_fill=b"\x01")),
+        "The trailer does not fit behind the contents; what stands in their last chunk and before the trailer is zero.",
     ),
     Vector(
         2,

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,18 @@ def test_a_device_that_starts_again_still_refuses_an_older_keyset(home: Home) ->
     deployment.appraised(replica, seen=SeenFile(home))
     with pytest.raises(StaleKeysetError):
         appraise(old, pinned_sha256=deployment.pin, now=int(deployment.clock()), seen=SeenFile(Home(home.path)))
+
+
+def test_a_number_is_raised_under_the_lock_only(home: Home) -> None:
+    remember(SeenFile(home), epoch=1)
+    waiting = threading.Thread(target=remember, args=(SeenFile(home),), kwargs={"epoch": 2})
+    with (home.path / "seen.lock").open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting.start()
+        waiting.join(0.2)
+        assert SeenFile(home).highest_epoch(REPLICA) == 1
+    waiting.join(30)
+    assert SeenFile(home).highest_epoch(REPLICA) == 2
 
 
 WRITER = """

@@ -297,3 +297,26 @@ def test_more_chunks_than_one_key_may_seal_are_refused_before_they_are_read() ->
     with pytest.raises(LimitExceededError):
         chunks.expect(CHUNK * 2**20)
     assert source.left == left
+
+
+class Miscounting(SealedStream):
+    """Signs the right count and states another."""
+
+    def _trailer(self) -> bytes:
+        signed = super()._trailer()
+        return (self.count + 1).to_bytes(4, "big") + signed[4:]
+
+
+def test_a_trailer_that_states_another_count_than_it_signs_is_refused_and_wiped() -> None:
+    region = manifest_region(b"{}", chunk_bytes=CHUNK)
+    stream = Miscounting(
+        cipher=cipher(),
+        direction=Direction.REQUEST,
+        chunk_bytes=CHUNK,
+        data_bytes=len(region) + 900,
+        manifest_digest=DIGEST,
+        pieces=[region, b"x" * 900],
+        signer=signer(KEY),
+        chunks=ChunkRoot(),
+    )
+    refused(joined(stream), [900], TruncatedError)

@@ -23,8 +23,9 @@ from splitinfer.errors import (
     VerificationError,
 )
 from splitinfer.receive.replies import OpenedReply, open_reply, refusal_error
+from splitinfer.sealing.encoding import prefixed
 from splitinfer.sealing.frames import Frame, FrameKind, end_frame, pad_frame, refusal_frame, token_frame
-from splitinfer.sealing.manifest import RefusalWire
+from splitinfer.sealing.manifest import RefusalWire, ReplyHead
 from splitinfer.sealing.receipt import RECEIPT_BYTES, Receipt
 from splitinfer.sealing.stream import FRAME_CHUNK_BYTES, TAG_BYTES
 from tests.support.device_cloud import (
@@ -269,6 +270,15 @@ def test_a_reply_under_another_content_key_is_refused() -> None:
     replies.sent = replace(replies.sent, keys=replace(replies.keys, content_key=bytes(32)))
     with pytest.raises(AuthenticationError):
         replies.open(body)
+
+
+def test_a_reply_with_another_commitment_is_refused() -> None:
+    replies = Replies("decode")
+    body = replies.frames(*answer(5))
+    size = int.from_bytes(body[:4], "big")
+    head = ReplyHead.model_validate_json(body[4 : 4 + size]).model_copy(update={"commitment": "0" * 64})
+    with pytest.raises(AuthenticationError):
+        replies.open(prefixed(head.to_bytes()) + body[4 + size :])
 
 
 def test_a_request_is_not_a_reply_to_itself() -> None:
