@@ -11,7 +11,7 @@ answered by a sealed refusal. Nothing private is kept: the cache is wiped before
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Replica, ReplicaKeys
@@ -101,7 +101,11 @@ class CloudService:
         packed = codec.pack(snapshot, codec=manifest.codec, padded_tokens=padded)
         response = self._response(answer, kind="cache", manifest=manifest)
         return answer.reply(
-            response, answer.cache_pieces(packed), data_bytes=total, chunk_bytes=schedule.cache_chunk_bytes(total)
+            response,
+            answer.cache_pieces(packed),
+            data_bytes=total,
+            chunk_bytes=schedule.cache_chunk_bytes(total),
+            wipe=packed.wipe,
         )
 
     def _decode(self, opened: OpenedRequest, manifest: RequestManifest, answer: _Answer) -> CloudReply:
@@ -117,14 +121,28 @@ class CloudService:
         answer.log("received", verified.chunk_count)
         snapshot: CacheSnapshot = verified.payload  # type: ignore[assignment]
         answer.log("opened", 1)
-        with self._model_lock:
-            decoding = self._engine.decode(snapshot, last_token=manifest.last_token, params=params)
+        try:
+            with self._model_lock:
+                decoding = self._engine.decode(snapshot, last_token=manifest.last_token, params=params)
+        except BaseException:
+            wipe(snapshot)
+            raise
+
+        def forget() -> None:
+            decoding.close()
+            wipe(snapshot)
+
         frames = frame_count(params.max_new_tokens)
         response = self._response(answer, kind="tokens", manifest=manifest, frames=frames)
-        pieces = answer.token_pieces(self._frames(decoding, snapshot, answer, frames))
-        return answer.reply(response, pieces, data_bytes=frames * FRAME_CHUNK_BYTES, chunk_bytes=FRAME_CHUNK_BYTES)
+        return answer.reply(
+            response,
+            answer.token_pieces(self._frames(decoding, forget, answer, frames)),
+            data_bytes=frames * FRAME_CHUNK_BYTES,
+            chunk_bytes=FRAME_CHUNK_BYTES,
+            wipe=forget,
+        )
 
-    def _frames(self, decoding: Decoding, snapshot: CacheSnapshot, answer: _Answer, frames: int) -> Pieces:
+    def _frames(self, decoding: Decoding, forget: Callable[[], None], answer: _Answer, frames: int) -> Pieces:
         sent = 0
         try:
             while True:
@@ -139,8 +157,7 @@ class CloudService:
             answer.log("refused", 1)
             yield refusal_frame(error.code)
         finally:
-            decoding.close()
-            wipe(snapshot)
+            forget()
         answer.log("decoded", sent)
         for _ in range(frames - sent - 1):
             yield pad_frame()
@@ -248,21 +265,34 @@ class _Answer:
             frames=0,
             refusal=refusal,
         )
-        return self.reply(response, iter([self._receipt()]), data_bytes=0, chunk_bytes=FRAME_CHUNK_BYTES)
+        receipt = iter([self._receipt()])
+        return self.reply(response, receipt, data_bytes=0, chunk_bytes=FRAME_CHUNK_BYTES, wipe=lambda: None)
 
-    def reply(self, response: ResponseManifest, pieces: Pieces, *, data_bytes: int, chunk_bytes: int) -> CloudReply:
+    def reply(
+        self,
+        response: ResponseManifest,
+        pieces: Pieces,
+        *,
+        data_bytes: int,
+        chunk_bytes: int,
+        wipe: Callable[[], None],
+    ) -> CloudReply:
         head = self._opened.head.manifest
         keys = TransferKeys(bytes.fromhex(head.transfer_id), self._opened.content_key, self._opened.manifest_digest)
-        body = seal_reply(
-            pieces,
-            response_manifest=response.to_bytes(),
-            following_bytes=data_bytes + RECEIPT_BYTES,
-            chunk_bytes=chunk_bytes,
-            keys=keys,
-            signer=self._held.signer,
-            randomness=self._randomness,
-        )
-        return CloudReply(body.body_bytes, _closing(body, pieces))
+        try:
+            body = seal_reply(
+                pieces,
+                response_manifest=response.to_bytes(),
+                following_bytes=data_bytes + RECEIPT_BYTES,
+                chunk_bytes=chunk_bytes,
+                keys=keys,
+                signer=self._held.signer,
+                randomness=self._randomness,
+            )
+        except BaseException:
+            wipe()
+            raise
+        return CloudReply(body.body_bytes, _Body(body, wipe))
 
     def _receipt(self) -> bytes:
         head = self._opened.head.manifest
@@ -281,10 +311,14 @@ class _Answer:
         return receipt_block(sign_receipt(body, signer=self._held.signer))
 
 
-def _closing(body: SealedBody, pieces: Pieces) -> Pieces:
-    """Yield the body, and close what feeds it when the reader goes away, so that caches are wiped."""
-    try:
-        yield from body
-    finally:
-        if isinstance(pieces, Generator):
-            pieces.close()
+class _Body(Iterator[memoryview | bytes]):
+    """A reply's bytes; closing them, even before the first was read, wipes what they are made from."""
+
+    def __init__(self, body: SealedBody, wipe: Callable[[], None]) -> None:
+        self._bytes, self._wipe = iter(body), wipe
+
+    def __next__(self) -> memoryview | bytes:
+        return next(self._bytes)
+
+    def close(self) -> None:
+        self._wipe()

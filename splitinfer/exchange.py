@@ -155,6 +155,7 @@ class Exchange:
         self._raw: Reply | None = None
         self._call: CallRecord | None = None
         self._recipient: VerifiedRecipient | None = None
+        self._max_new_tokens = 0
         self.reply: OpenedReply | None = None
         self.receipt: Receipt | None = None
 
@@ -162,6 +163,11 @@ class Exchange:
     def has_sent(self) -> bool:
         """Tell whether any byte of a sealed body left."""
         return self._call is not None and self._call.bytes_sent > 0
+
+    @property
+    def was_refused(self) -> bool:
+        """Tell whether the cloud answered with a sealed refusal."""
+        return self.reply is not None and self.reply.manifest.kind == "refusal"
 
     def appraise(self, *, pinned_sha256: str, seen: SeenKeysets) -> VerifiedRecipient:
         """Fetch the keyset through the gate and appraise it."""
@@ -194,6 +200,7 @@ class Exchange:
             transfer_id=keys.transfer_id.hex(),
         )
         self._call, self._recipient = call, recipient
+        self._max_new_tokens = manifest.sampling.max_new_tokens if manifest.sampling else 0
         try:
             self._raw = self._transport.exchange(released)
         finally:
@@ -201,9 +208,7 @@ class Exchange:
         sent = SentRequest(keys, manifest.digest.hex(), recipient.receipt_public_key, ask.manifest.tokens.true)
         reply = self.reply = open_reply(self._raw, sent, self._expected)
         if reply.manifest.kind == "refusal":
-            error = reply.refuse()
-            self.receipt = reply.receipt
-            raise error
+            raise reply.refuse()
         _check_kind(reply, ask)
         return reply
 
@@ -216,9 +221,11 @@ class Exchange:
 
     def receive_frames(self, reply: OpenedReply) -> Iterator[Frame]:
         """Yield verified frames, then check the receipt."""
+        left = self._max_new_tokens
         for frame in reply.frames():
-            if any(token_id >= self._expected.vocabulary for token_id in frame.token_ids):
-                raise LayoutMismatchError("the reply holds a token that the model does not have")
+            left -= len(frame.token_ids)
+            if left < 0 or any(token_id >= self._expected.vocabulary for token_id in frame.token_ids):
+                raise LayoutMismatchError("the reply holds more tokens than were asked for, or unknown ones")
             yield frame
         if reply.receipt is None:
             raise TruncatedError("the reply was not read to its receipt")

@@ -128,10 +128,16 @@ class Flow:
         try:
             yield from remote()
         except TransportError:
-            if self._progress.token_ids or self._device.policy.fallback.on_remote_failure != "local":
+            if not self._may_fall_back():
                 raise
             self._progress.mode, self._progress.is_fallback = TrustMode.LOCAL, True
             yield from self._local()
+
+    def _may_fall_back(self) -> bool:
+        """Only where the policy says so, before the first token, and never after the cloud's authentic refusal."""
+        exchange = self._progress.exchange
+        wants = self._device.policy.fallback.on_remote_failure == "local"
+        return wants and not self._progress.token_ids and not (exchange is not None and exchange.was_refused)
 
     def _local(self) -> Iterator[str]:
         """Everything on the device; logged, so that absence from the log says something."""
@@ -311,6 +317,6 @@ def _labelled(policy: Policy, segment: Segment) -> Segment:
 def _status(error: SplitInferError, exchange: Exchange) -> Status:
     if isinstance(error, RemoteRefusedError):
         return "refused"
-    if exchange.reply is not None and exchange.reply.manifest.kind == "refusal":
+    if exchange.was_refused:
         return "refused"
     return "unreceipted" if exchange.has_sent and exchange.receipt is None else "failed"

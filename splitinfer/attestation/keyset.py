@@ -152,12 +152,21 @@ class Replica:
         return self._certificate().body.replica_id
 
     def current(self) -> ReplicaKeys:
-        """Return the keyset to hand out; renewed when half of its time has gone."""
+        """Return the keyset to hand out; renewed when half of its time has gone and a new one would last longer.
+
+        Raises StateError where the replica's certificate has expired: nothing is served without one.
+        """
         now = int(self._clock())
         self._drop_expired(now)
-        if not self._keysets or self._keysets[-1].keyset.not_after - now < self._seconds // 2:
+        newest = self._keysets[-1].keyset.not_after if self._keysets else now
+        if newest - now < self._seconds // 2 and self._end(now) > newest:
             self._keysets.append(self._issue(now))
+        if not self._keysets:
+            raise StateError("the replica certificate has expired; certify this replica again")
         return self._keysets[-1]
+
+    def _end(self, now: int) -> int:
+        return min(now + self._seconds, self._certificate().body.not_after)
 
     def find(self, digest_hex: str) -> ReplicaKeys | None:
         """Return the live keyset with this digest, or None; an expired one is gone."""
@@ -177,7 +186,7 @@ class Replica:
             receipt_public_key=receipt.public_key().public_bytes_raw().hex(),
             epoch=self._next_epoch(now),
             not_before=now - 60,
-            not_after=min(now + self._seconds, certificate.body.not_after),
+            not_after=self._end(now),
         )
         signature = sign(self._key, Purpose.KEYSET, keyset.to_bytes())
         return ReplicaKeys(keyset=keyset, signature=signature, kem=kem, receipt=receipt)

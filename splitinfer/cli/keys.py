@@ -34,7 +34,7 @@ _EPILOG = """examples:
   splitinfer keys replica                                on a replica without the identity key
   splitinfer keys certify REPLICA_KEY -o replica.cert    where the identity key is; valid for a day at most
 """
-_KEY = re.compile(r"^[0-9a-f]{64}$")
+_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -107,7 +107,7 @@ def _trust(args: argparse.Namespace) -> int:
         print("Is that what its operator told you? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UsageError("not trusted; nothing was saved")
-    if not _KEY.match(pin):
+    if not _KEY.fullmatch(pin):
         raise UsageError("--identity takes the 64 lower-case hexadecimal digits of the fingerprint")
     save_remote(home, args.name, Remote(args.url, pin, args.tls_ca))
     return _print(args, {"name": args.name, "url": args.url, "identity_sha256": pin})
@@ -139,7 +139,7 @@ def _certify(args: argparse.Namespace) -> int:
     home = Home.find(args.home)
     if not home.has_key("identity"):
         raise StateError("the identity key is not in this state folder; run this where it is")
-    if not _KEY.match(args.key):
+    if not _KEY.fullmatch(args.key):
         raise UsageError("a replica key is 64 lower-case hexadecimal digits; `keys replica` prints it")
     if not 1 <= args.hours <= CERTIFICATE_SECONDS // 3600:
         raise UsageError("--hours is 1 to 24")

@@ -53,6 +53,7 @@ class CallRecord:
     route: Route
     transfer_id: str = ""
     replica_id: str = ""
+    bytes_released: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     sent_root: str = ""
@@ -60,12 +61,19 @@ class CallRecord:
 
     def received(self, data: memoryview | bytes) -> None:
         """Count body bytes that came back."""
-        self.bytes_received += len(data)
+        self.bytes_received += memoryview(data).nbytes
 
     def record(self) -> dict[str, object]:
         """Return the fields of the log record, the empty ones left out."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {name: str(value) if name == "route" else value for name, value in fields.items() if value != ""}
+        return {
+            "route": self.route.value,
+            "bytes_sent": self.bytes_sent,
+            "bytes_received": self.bytes_received,
+            **{name: value for name in _OPTIONAL if (value := getattr(self, name))},
+        }
+
+
+_OPTIONAL = ("transfer_id", "replica_id", "sent_root", "received_root")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +153,8 @@ class Permit:
         nobody verified, or the sum of bodies would exceed the announced bound.
         """
         self._check(body_bytes, recipient)
-        call = CallRecord(route, transfer_id, recipient.replica_id if recipient else "")
+        replica_id = recipient.replica_id if recipient else ""
+        call = CallRecord(route, transfer_id, replica_id, bytes_released=body_bytes)
         self.calls.append(call)
         released = ReleasedTransfer(
             route=route,
@@ -169,10 +178,13 @@ class Permit:
         }
         if outcome.code:
             record["code"] = outcome.code
-        if outcome.receipt:
-            self._keep_receipt(self.intent_id, outcome.receipt)
-            record["receipt_commitment"], record["receipt_salt"] = self._log.commit(outcome.receipt)
-        self._log.close_intent(self.intent_id, record)
+        try:
+            if outcome.receipt:
+                self._keep_receipt(self.intent_id, outcome.receipt)
+                record["receipt_commitment"], record["receipt_salt"] = self._log.commit(outcome.receipt)
+        finally:
+            # What moved is logged even where the receipt could not be kept.
+            self._log.close_intent(self.intent_id, record)
 
     @property
     def bytes_sent(self) -> int:
@@ -191,14 +203,18 @@ class Permit:
             raise EgressDeniedError("bytes are released to a verified recipient only")
         if recipient is not None and recipient.identity_sha256 != self.intent.recipient_identity_sha256:
             raise EgressDeniedError("the recipient is not the one that the permit announced")
-        if self.bytes_sent + body_bytes > self.intent.bytes_up_bound:
+        released = sum(call.bytes_released for call in self.calls)
+        if body_bytes < 0 or released + body_bytes > self.intent.bytes_up_bound:
             raise EgressDeniedError(f"more than the announced {self.intent.bytes_up_bound} bytes would leave")
 
     def _counted(
         self, body: Iterable[memoryview | bytes], call: CallRecord, body_bytes: int
     ) -> Iterator[memoryview | bytes]:
         for piece in body:
-            if not self._is_open or call.bytes_sent + len(piece) > body_bytes:
-                raise EgressDeniedError("a body is longer than was released")
-            call.bytes_sent += len(piece)
+            size = memoryview(piece).nbytes
+            if not self._is_open or call.bytes_sent + size > body_bytes:
+                raise EgressDeniedError("a body is longer than was released, or its permit is closed")
+            call.bytes_sent += size
             yield piece
+        if call.bytes_sent != body_bytes:
+            raise EgressDeniedError("a body is shorter than was released")

@@ -28,8 +28,6 @@ def receipt_keeper(home: Home) -> Callable[[str, bytes], None]:
     """Return what keeps receipts in `receipts/INTENT.json`; the log holds only commitments to them."""
 
     def keep(intent_id: str, receipt: bytes) -> None:
-        folder = home.path / "receipts"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        write_private(folder / f"{intent_id}.json", receipt.decode())
+        write_private(home.folder("receipts") / f"{intent_id}.json", receipt.decode())
 
     return keep

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -48,10 +50,12 @@ class Home:
         """Return the Ed25519 key of this name, made on first use (0600); the public half lies beside it."""
         path = self._keys / f"{name}.key"
         if not path.exists():
-            key = Ed25519PrivateKey.generate()
-            write_private(path, key.private_bytes_raw().hex() + "\n")
-            write_private(path.with_suffix(".pub"), key.public_key().public_bytes_raw().hex() + "\n")
-        return Ed25519PrivateKey.from_private_bytes(read_hex(path, 32))
+            _create_once(path, Ed25519PrivateKey.generate().private_bytes_raw().hex() + "\n")
+        key = Ed25519PrivateKey.from_private_bytes(read_hex(path, 32))
+        public = path.with_suffix(".pub")
+        if not public.exists():
+            write_private(public, key.public_key().public_bytes_raw().hex() + "\n")
+        return key
 
     def has_key(self, name: str) -> bool:
         """Tell whether the key of this name was made before."""
@@ -64,9 +68,16 @@ class Home:
 
     @property
     def _keys(self) -> Path:
-        keys = self.path / "keys"
-        keys.mkdir(mode=0o700, exist_ok=True)
-        return keys
+        return self.folder("keys")
+
+    def folder(self, name: str) -> Path:
+        """Return a folder inside, made with mode 0700 on first use; raises StateError."""
+        path = self.path / name
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"the folder {name} cannot be made: {error.strerror}") from error
+        return path
 
 
 def read_hex(path: Path, size_bytes: int) -> bytes:
@@ -82,6 +93,18 @@ def read_hex(path: Path, size_bytes: int) -> bytes:
 
 def write_private(path: Path, text: str) -> None:
     """Write a small file (0600) by rename, so that a crash leaves the old or the new one; raises StateError."""
+    with _temporary(path, text) as temporary:
+        temporary.replace(path)
+
+
+def _create_once(path: Path, text: str) -> None:
+    """Write a small file (0600) unless there is one: of several callers at once, the first one's stays."""
+    with _temporary(path, text) as temporary, suppress(FileExistsError):
+        os.link(temporary, path)
+
+
+@contextmanager
+def _temporary(path: Path, text: str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -89,7 +112,17 @@ def write_private(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
+        _sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StateError(f"the file {path.name} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,8 +12,8 @@ from splitinfer.home.folder import Home, write_private
 
 __all__ = ["Remote", "load_remote", "save_remote"]
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-_PIN = re.compile(r"^[0-9a-f]{64}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PIN = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,16 @@ def load_remote(home: Home, name: str) -> Remote:
         raise StateError(f"there is no remote named {name!r} in the state folder; {hint}") from error
     except (OSError, ValueError) as error:
         raise StateError(f"the remote {name!r} cannot be read") from error
-    url, pin, tls_ca = values.get("url"), values.get("identity_sha256"), values.get("tls_ca")
-    if not isinstance(url, str) or not isinstance(pin, str) or not _PIN.match(pin) or set(values) - _KEYS:
+    if not _is_remote(values):
         raise StateError(f"the remote {name!r} must have url and identity_sha256, may have tls_ca, and nothing else")
-    return Remote(url, pin, Path(tls_ca) if isinstance(tls_ca, str) else None)
+    tls_ca = values.get("tls_ca")
+    return Remote(values["url"], values["identity_sha256"], Path(tls_ca) if tls_ca else None)
+
+
+def _is_remote(values: dict[str, object]) -> bool:
+    texts = all(isinstance(value, str) for value in values.values())
+    known = {"url", "identity_sha256"} <= set(values) <= _KEYS
+    return texts and known and _PIN.fullmatch(str(values["identity_sha256"])) is not None
 
 
 _KEYS = {"url", "identity_sha256", "tls_ca"}
@@ -47,7 +53,9 @@ _KEYS = {"url", "identity_sha256", "tls_ca"}
 def save_remote(home: Home, name: str, remote: Remote) -> None:
     """Write a remote; raises StateError for a name, URL or path that would not read back."""
     path = _path(home, name)
-    values = [remote.url, remote.identity_sha256, str(remote.tls_ca or "")]
+    if not _PIN.fullmatch(remote.identity_sha256):
+        raise StateError("an identity is 64 lower-case hexadecimal digits")
+    values = [remote.url, str(remote.tls_ca or "")]
     if any('"' in value or "\\" in value or not value.isprintable() for value in values):
         raise StateError("a remote's url and tls_ca may not contain quotes, backslashes or control characters")
     lines = [f'url = "{remote.url}"', f'identity_sha256 = "{remote.identity_sha256}"']
@@ -56,8 +64,6 @@ def save_remote(home: Home, name: str, remote: Remote) -> None:
 
 
 def _path(home: Home, name: str) -> Path:
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise StateError("a remote's name has letters, digits, dots, dashes and underscores, 64 at most")
-    folder = home.path / "remotes"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / f"{name}.toml"
+    return home.folder("remotes") / f"{name}.toml"

@@ -43,16 +43,26 @@ class SeenFile:
     def _read(self) -> dict[str, dict[str, int]]:
         try:
             value = json.loads(self._path.read_text(encoding="utf-8"))
-            return {name: {str(k): int(v) for k, v in value[name].items()} for name in ("epochs", "generations")}
+            return {name: _counts(value[name]) for name in ("epochs", "generations")}
         except FileNotFoundError:
             return {"epochs": {}, "generations": {}}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateError("seen.json cannot be read; restore it, or remove it to forget all keysets seen") from error
+
+
+def _counts(value: dict[str, object]) -> dict[str, int]:
+    counts = {name: count for name, count in value.items() if isinstance(count, int) and not isinstance(count, bool)}
+    if len(counts) != len(value):
+        raise ValueError
+    return counts
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StateError(f"the file {path.name} cannot be opened: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -16,12 +17,12 @@ from splitinfer.sealing.manifest import parse_wire
 
 __all__ = ["allow_device", "allowed_devices", "generation", "make_replica"]
 
-_KEY = re.compile(r"^[0-9a-f]{64}$")
+_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def allow_device(home: Home, public_key_hex: str) -> None:
     """Add a device key to those whose requests are answered; raises StateError."""
-    if not _KEY.match(public_key_hex):
+    if not _KEY.fullmatch(public_key_hex):
         raise StateError("a device key is 64 lower-case hexadecimal digits; `splitinfer keys show` prints it")
     keys = [key.hex() for key in allowed_devices(home)]
     if public_key_hex not in keys:
@@ -36,19 +37,14 @@ def allowed_devices(home: Home) -> tuple[bytes, ...]:
         return ()
     except (OSError, ValueError) as error:
         raise StateError("the file of allowed devices cannot be read") from error
-    if not all(_KEY.match(line) for line in lines):
+    if not all(_KEY.fullmatch(line) for line in lines):
         raise StateError("the file of allowed devices must hold one 64-digit key a line")
     return tuple(bytes.fromhex(line) for line in lines)
 
 
 def generation(home: Home) -> int:
     """Return the identity's present generation (file `generation`, 1 at first); raising it retires older replicas."""
-    try:
-        return int((home.path / "generation").read_text(encoding="ascii"))
-    except FileNotFoundError:
-        return 1
-    except (OSError, ValueError) as error:
-        raise StateError("the file generation must hold one number") from error
+    return _number(home.path / "generation", default=1, limit=2**31 - 1)
 
 
 def make_replica(home: Home, *, clock: Callable[[], float] = time.time) -> Replica:
@@ -101,14 +97,21 @@ def _next_epoch(home: Home) -> Callable[[int], int]:
     path = home.path / "epoch"
 
     def following(now: int) -> int:
-        try:
-            last = int(path.read_text(encoding="ascii"))
-        except FileNotFoundError:
-            last = 0
-        except (OSError, ValueError) as error:
-            raise StateError("the file epoch must hold one number") from error
+        last = _number(path, default=0, limit=2**53 - 2)
         epoch = max(last + 1, now)
         write_private(path, f"{epoch}\n")
         return epoch
 
     return following
+
+
+def _number(path: Path, *, default: int, limit: int) -> int:
+    try:
+        value = int(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError) as error:
+        raise StateError(f"the file {path.name} must hold one number") from error
+    if not 0 <= value <= limit:
+        raise StateError(f"the file {path.name} must hold a number from 0 to {limit}")
+    return value

@@ -110,6 +110,8 @@ class OpenedReply:
             frame = parse_frame(self.reader.block(FRAME_CHUNK_BYTES))
             if ended and frame.kind is not FrameKind.PAD:
                 raise ManifestError("frames follow the end of the answer")
+            if frame.kind is FrameKind.PAD and not ended:
+                raise TruncatedError("the answer has no end frame before its padding")
             if frame.kind is FrameKind.REFUSAL:
                 raise refusal_error(frame.code)
             ended = ended or frame.kind is FrameKind.END

@@ -6,6 +6,7 @@ A frame is 512 bytes: kind, 2-byte payload length, payload, zeros. Frames after 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -18,6 +19,8 @@ __all__ += ["refusal_frame", "token_frame"]
 FRAME_FLOOR = 16
 FINISH_REASONS = ("length", "end_of_text", "stop")
 _HEADER_BYTES = 3
+# What the other side says ends up on a terminal.
+_CODE = re.compile(r"[a-z_]{1,40}")
 
 
 class FrameKind(IntEnum):
@@ -56,7 +59,7 @@ def end_frame(finish_reason: str) -> bytes:
 
 def refusal_frame(code: str) -> bytes:
     """Encode an error of the tree that ended the answer."""
-    return _frame(FrameKind.REFUSAL, code.encode("ascii")[:64])
+    return _frame(FrameKind.REFUSAL, code.encode("ascii"))
 
 
 def pad_frame() -> bytes:
@@ -92,7 +95,10 @@ def _parsed(kind: FrameKind, payload: bytes) -> Frame:
         (reason,) = payload
         return Frame(kind, finish_reason=FINISH_REASONS[reason])
     if kind is FrameKind.REFUSAL:
-        return Frame(kind, code=payload.decode("ascii"))
+        code = payload.decode("ascii")
+        if not _CODE.fullmatch(code):
+            raise ValueError
+        return Frame(kind, code=code)
     if payload:
         raise ValueError
     return Frame(kind)

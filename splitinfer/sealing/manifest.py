@@ -237,11 +237,11 @@ class SamplingWire(WireModel):
                 seed=str(params.seed),
                 stop=[text.encode().decode() for text in params.stop],
             )
-        except (ValidationError, UnicodeEncodeError, InvalidOperation) as error:
+        except (ValidationError, UnicodeEncodeError, InvalidOperation):
             raise UsageError(
                 "sampling takes numbers of at most 20 digits before and after the point, top_k below 2^31, "
                 "max_new_tokens up to 2^20, and stop strings of at most 1,024 characters"
-            ) from error
+            ) from None
 
     def params(self) -> handoff.SamplingParams:
         """Convert back; raises ManifestError."""

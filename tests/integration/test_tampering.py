@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer import errors
+from splitinfer.attestation.keyset import Replica, certify
 from splitinfer.cli.main import main
 from splitinfer.egress.verification import read_records, verify
 from splitinfer.handoff import SamplingParams, Segment
@@ -20,8 +24,8 @@ from tests.support import mutations as table
 from tests.support.attack_scene import AttackScene, WatchedEngine, counted_cloud
 from tests.support.mutations import Mutation
 from tests.support.processes import cloud_process, route_through, run_cli
-from tests.support.tampering_proxy import TamperingProxy
-from tests.support.wire import Message
+from tests.support.tampering_proxy import TamperingProxy, Where
+from tests.support.wire import TAG_BYTES, Message, WireBody, flip_bit
 
 REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
 DOCUMENT, NOTE = "Price list: Belsa lamp $19.90", "Customer: Maria Lopez\nPhone: 415-203-7786"
@@ -134,3 +138,179 @@ def test_a_changed_reply_stream_is_refused_and_only_verified_text_is_shown(scene
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 def test_an_answer_that_is_no_splitinfer_stream_is_refused(scene: AttackScene, mode: str) -> None:
     refuse_all(scene, mode, list(table.reply_http_mutations()))
+
+
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+def test_a_changed_request_makes_the_cloud_compute_nothing(mode: str, tmp_path: Path, loaded: LoadedModel) -> None:
+    """The same attacks on requests, with a cloud whose counters can be read."""
+    with counted_cloud(tmp_path, loaded) as scene:
+        past = earlier(scene, mode)
+        assert scene.cloud_engine is not None
+        assert scene.cloud_engine.work != (0, 0, 0), "an honest request is computed"
+        chosen = [*table.request_head_mutations(past), *table.request_stream_mutations(past)]
+        refuse_all(scene, mode, chosen[::2])
+
+
+# --- keysets of another time or hand --------------------------------------------------------------------------
+
+
+def _issued(identity: Ed25519PrivateKey, *, generation: int = 1, epoch: int = 0, at: float = 0) -> bytes:
+    """Return a keyset reply as a replica of this identity would give it at a time."""
+    moment = at or time.time()
+    replica_key = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
+    certificate = certify(
+        identity,
+        replica_id="ab" * 16,
+        replica_public_key=replica_key.public_key().public_bytes_raw(),
+        generation=generation,
+        now=int(moment),
+    )
+    replica = Replica(replica_key, lambda: certificate, next_epoch=lambda now: epoch or now, clock=lambda: moment)
+    return replica.reply(bytes(32))
+
+
+def test_a_keyset_of_another_time_or_hand_is_refused(tmp_path: Path, loaded: LoadedModel) -> None:
+    with counted_cloud(tmp_path, loaded) as scene:
+        home = Home(tmp_path / "cloud")
+        identity, stranger = home.key("identity"), Ed25519PrivateKey.generate()
+        now = time.time()
+
+        def answer(name: str, data: bytes, error: type[errors.SplitInferError], code: str | None = None) -> Mutation:
+            return Mutation(name, "keyset", lambda message: message.with_body(data), error, code)
+
+        stale = errors.StaleKeysetError
+        refuse_all(
+            scene,
+            "sealed-prefill",
+            [
+                answer("of a stranger", _issued(stranger), errors.RecipientMismatchError),
+                answer("expired", _issued(identity, at=now - 3 * 24 * 3600), stale),
+                answer("an hour old", _issued(identity, at=now - 3700), stale),
+                answer("not yet valid", _issued(identity, at=now + 600), stale),
+                answer(
+                    "of a replica that does not serve",
+                    _issued(identity, epoch=70),
+                    errors.RemoteRefusedError,
+                    "keyset_stale",
+                ),
+                answer("of an older epoch", _issued(identity, epoch=69), stale),
+            ],
+        )
+        scene.honest("sealed-prefill", SEGMENTS)
+        scene.proxy.arm("keyset", lambda message: message.with_body(_issued(identity, generation=3)))
+        assert isinstance(scene.run("sealed-prefill", SEGMENTS).error, errors.RemoteRefusedError)
+        scene.proxy.arm()
+        refused = scene.run("sealed-prefill", SEGMENTS)
+        assert type(refused.error) is stale, "the replica's generation was retired"
+        assert refused.outcome["bytes_sent"] == 0
+
+
+# --- the command line -----------------------------------------------------------------------------------------
+
+FRAME = MANIFEST_FRAMES + 4
+COMMANDS = [
+    ("sealed-decode", table.flip_in_chunk(FRAME, 5, 0), 4, "authentication", True),
+    ("sealed-decode", table.flip_in_chunk(0, 5, 0), 4, "authentication", False),
+    ("sealed-decode", FRAME, 5, "transport", True),
+    ("public-prefix", table.flip_in_chunk(2, 5, 0), 4, "authentication", False),
+    ("public-prefix", 1, 5, "transport", False),
+    ("sealed-prefill", table.flip_in_chunk(2, 5, 0), 4, "authentication", False),
+    ("sealed-prefill", 1, 5, "transport", False),
+]
+
+
+def _command_change(change: table.BodyChange | int) -> table.Change:
+    """Change a reply's chunks, or lose the connection before one of them."""
+    if isinstance(change, int):
+        return lambda message: message.cut(_start_of_chunk(message, change))
+    return lambda message: message.with_body(change(WireBody.parse(message.body)).to_bytes())
+
+
+def _start_of_chunk(message: Message, index: int) -> int:
+    body = WireBody.parse(message.body)
+    return 4 + len(body.head) + index * len(body.chunks[0])
+
+
+def _arguments(folder: Path, mode: str) -> list[str]:
+    for name, text in (("shown", DOCUMENT), ("hidden", NOTE)):
+        (folder / name).write_text(text)
+    chosen = ["run", "--policy", mode, "--public", str(folder / "shown"), "--private", str(folder / "hidden")]
+    return [*chosen, "--private-text", QUESTION, "--max-new-tokens", str(ANSWER_TOKENS)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda row: f"{row[0]}-{row[3]}-{row[4]}")
+def test_the_command_line_names_the_error_and_says_incomplete(
+    scene: AttackScene, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: tuple[Any, ...]
+) -> None:
+    mode, change, exit_code, code, is_incomplete = command
+    arguments = ["--home", str(scene.device.path), *_arguments(tmp_path, mode)]
+    scene.proxy.arm("reply", _command_change(change))
+    assert main(arguments) == exit_code
+    shown = capsys.readouterr()
+    assert f"error[{code}]: " in shown.err
+    assert ("incomplete" in shown.err) is is_incomplete
+    assert shown.out.strip() == ("415" if is_incomplete else "")
+    assert main([*arguments, "--json"]) == exit_code
+    scene.proxy.wait()
+    said = json.loads(capsys.readouterr().out)
+    assert said["error"] == code
+    assert said["incomplete"] is is_incomplete
+    assert "text" not in said
+    assert list(read_records(scene.device.audit))[-1]["status"] != "completed"
+    verify(scene.device.audit, scene.device.key("checkpoint").public_key())
+
+
+def test_a_device_process_ends_incomplete_with_exit_code_4(scene: AttackScene, tmp_path: Path) -> None:
+    scene.proxy.arm("reply", _command_change(table.flip_in_chunk(FRAME, 5, 0)))
+    done = run_cli(*_arguments(tmp_path, "sealed-decode"), home=scene.device.path)
+    assert (done.returncode, done.stdout.strip()) == (4, "415")
+    assert "incomplete" in done.stderr
+    assert "error[authentication]" in done.stderr
+
+
+# --- every byte -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+@pytest.mark.parametrize("where", ["request", "reply"])
+def test_no_bit_of_any_chunk_can_be_flipped(scene: AttackScene, mode: str, where: Where) -> None:
+    """Every chunk, at eleven places of its body and at every byte of its tag, one bit each."""
+    past = earlier(scene, mode)
+    body = past.sent if where == "request" else past.received
+    size = len(body.chunks[0])
+    places = [*range(0, size - TAG_BYTES, max(1, size // 10)), *range(size - TAG_BYTES, size)]
+    refuse_all(
+        scene,
+        mode,
+        [table.flip_mutation(where, index, byte, byte % 8) for index in range(len(body.chunks)) for byte in places],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", REMOTE_MODES)
+@pytest.mark.parametrize("where", ["keyset", "request", "reply"])
+def test_no_byte_of_a_clear_head_can_be_changed(scene: AttackScene, mode: str, where: Where) -> None:
+    """One bit of every byte: whatever the error is, it is one of ours and nothing is computed."""
+    past = earlier(scene, mode)
+    keyset = scene.proxy.transfers[0].reply
+    assert keyset is not None
+    size = {"keyset": len(keyset.body), "request": 4 + len(past.sent.head), "reply": 4 + len(past.received.head)}[where]
+    faults = []
+    for byte in range(size):
+        TALLY["mutations"] += 1
+        changed = Mutation(
+            f"{where} byte {byte}",
+            where,
+            lambda message, byte=byte: message.with_body(flip_bit(message.body, byte, byte % 7)),
+            errors.SplitInferError,
+        )
+        try:
+            scene.attack(changed, mode, SEGMENTS, max_new_tokens=ANSWER_TOKENS)
+        except AssertionError as fault:
+            faults.append(f"{changed.name}: {fault}")
+        else:
+            TALLY["refused"] += 1
+    assert faults == []

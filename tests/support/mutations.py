@@ -352,15 +352,19 @@ def _stream_mutations(where: Where, past: WireBody, other: WireBody) -> Iterator
 
 
 def chosen_chunks(count: int) -> list[int]:
-    """Return the manifest chunk, the first and a middle slab chunk, the last ones; of frames, each of the first few."""
+    """Return every chunk; of many: manifest, frames of tokens, end and padding, receipt and the final one."""
     if count <= 6:
         return list(range(count))
-    frames = range(8, 13)
-    return sorted({0, 7, *frames, 8 + (count - 13) // 2, count - 5, count - 4, count - 2, count - 1})
+    return [0, 7, 8, 9, 11, 13, count - 6, count - 4, count - 2, count - 1]
 
 
 def flip_in_chunk(index: int, byte: int, bit: int) -> BodyChange:
     return lambda body: body.with_chunk(index, flip_bit(body.chunks[index], byte, bit))
+
+
+def flip_mutation(where: Where, index: int, byte: int, bit: int) -> Mutation:
+    change = _on_body(flip_in_chunk(index, byte, bit))
+    return Mutation(f"{where} chunk {index} byte {byte}", where, change, errors.AuthenticationError, fault_chunk=index)
 
 
 def _on_chunks(change: Callable[[list[bytes]], list[bytes]]) -> BodyChange:

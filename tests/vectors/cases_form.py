@@ -261,7 +261,7 @@ REPLIES = [
     Vector(
         2,
         "receipt-not-padded-with-zeros",
-        replace(CACHE, block=ref.prefixed(b"{}").ljust(ref.RECEIPT_BYTES, b"\x01")),
+        replace(CACHE, block_fill=b"\x01"),
         "Something other than zeros stands behind the receipt.",
     ),
     Vector(2, "receipt-without-fields", replace(CACHE, block=_block(b"{}")), "A receipt that says nothing."),

@@ -252,6 +252,14 @@ ACCEPTED = [
         route="decode",
         is_whole=True,
     ),
+    Vector(
+        17,
+        "decode-by-the-route-of-prefill",
+        DECODE,
+        "A decode request that came by the route of prefilling.",
+        route="prefill",
+        is_whole=True,
+    ),
 ]
 
 VECTORS = [*MODEL, *LAYOUT, *SESSION, *ACCEPTED]

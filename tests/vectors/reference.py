@@ -304,8 +304,8 @@ def frame_count(max_new_tokens: int) -> int:
     return count + 1
 
 
-def receipt_block(receipt: Json) -> bytes:
-    return prefixed(canonical(receipt)).ljust(RECEIPT_BYTES, b"\x00")
+def receipt_block(receipt: Json, *, fill: bytes = b"\x00") -> bytes:
+    return prefixed(canonical(receipt)).ljust(RECEIPT_BYTES, fill)
 
 
 # --- section 17: audit log ------------------------------------------------------------------------------------------

@@ -306,6 +306,7 @@ class ReplyCase:
     contents: bytes | None = None
     frames: list[bytes] | None = None
     block: bytes | None = None
+    block_fill: bytes = b"\x00"
     content_key: bytes = CONTENT_KEY
     key: Ed25519PrivateKey = RECEIPT
     receipt_key: Ed25519PrivateKey = RECEIPT
@@ -372,7 +373,7 @@ class ReplyCase:
             return self.block
         body = self.receipt_body()
         signature = ref.sign(self.receipt_key, "receipt", ref.canonical(body)).hex()
-        return ref.receipt_block({"body": body, "signature": signature})
+        return ref.receipt_block({"body": body, "signature": signature}, fill=self.block_fill)
 
     def body(self, _wraps: Wraps) -> bytes:
         digest = self.request.manifest_digest
