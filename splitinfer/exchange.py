@@ -208,7 +208,10 @@ class Exchange:
         sent = SentRequest(keys, manifest.digest.hex(), recipient.receipt_public_key, ask.manifest.tokens.true)
         reply = self.reply = open_reply(self._raw, sent, self._expected)
         if reply.manifest.kind == "refusal":
-            raise reply.refuse()
+            error = reply.refuse()
+            if reply.receipt is not None:
+                self._check_receipt(reply.receipt, is_refusal=True)
+            raise error
         _check_kind(reply, ask)
         return reply
 
@@ -238,12 +241,18 @@ class Exchange:
         if self._raw is not None:
             self._raw.close()
 
-    def _check_receipt(self, receipt: Receipt) -> None:
+    def _check_receipt(self, receipt: Receipt, *, is_refusal: bool = False) -> None:
         call, recipient, reply = self._call, self._recipient, self.reply
         if call is None or recipient is None or reply is None:
             raise UsageError("nothing was sent yet")
-        digest = reply.sent.keys.manifest_digest.hex()
-        check_receipt(receipt, permit=self._permit, call=call, recipient=recipient, manifest_sha256=digest)
+        check_receipt(
+            receipt,
+            permit=self._permit,
+            call=call,
+            recipient=recipient,
+            manifest_sha256=reply.sent.keys.manifest_digest.hex(),
+            is_refusal=is_refusal,
+        )
         self.receipt = receipt
 
 

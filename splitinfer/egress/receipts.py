@@ -19,9 +19,18 @@ __all__ = ["check_kept_receipts", "check_receipt"]
 
 
 def check_receipt(
-    receipt: Receipt, *, permit: Permit, call: CallRecord, recipient: VerifiedRecipient, manifest_sha256: str
+    receipt: Receipt,
+    *,
+    permit: Permit,
+    call: CallRecord,
+    recipient: VerifiedRecipient,
+    manifest_sha256: str,
+    is_refusal: bool = False,
 ) -> None:
     """Check signature and every field that the log also knows.
+
+    A refusal may have been made before the request was read to its end, so its ciphertext root and the checkpoint in
+    its sealed manifest are not compared.
 
     Raises:
         AuthenticationError: not signed by the receipt key of the keyset that was sealed to.
@@ -32,12 +41,12 @@ def check_receipt(
     known = {
         "transfer_id": call.transfer_id,
         "manifest_sha256": manifest_sha256,
-        "ciphertext_root": call.sent_root,
         "replica_id": recipient.replica_id,
         "keyset_digest": recipient.keyset_digest.hex(),
         "protection": permit.intent.protection,
-        "log_checkpoint": permit.checkpoint_commitment,
     }
+    if not is_refusal:
+        known |= {"ciphertext_root": call.sent_root, "log_checkpoint": permit.checkpoint_commitment}
     for field, value in known.items():
         if getattr(body, field) != value:
             raise VerificationError(f"the receipt and the audit log disagree on {field}; keep both and ask the cloud")
