@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Replica, ReplicaKeys
 from splitinfer.attestation.sender import sender_id
-from splitinfer.cache.snapshot import CacheSnapshot, wipe
+from splitinfer.cache.snapshot import wipe
 from splitinfer.errors import ManifestError, SplitInferError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
 from splitinfer.model.engine import Decoding, Engine
@@ -91,7 +91,7 @@ class CloudService:
         size = padded * TOKEN_BYTES
         verified = opened.receive(sink, iter([size]), data_bytes=size)
         answer.log("received", verified.chunk_count)
-        token_ids: tuple[int, ...] = verified.payload  # type: ignore[assignment]
+        token_ids = verified.payload
         answer.log("opened", 1)
         with self._model_lock:
             snapshot = self._engine.prefill(token_ids, steps=manifest.steps)
@@ -119,7 +119,7 @@ class CloudService:
         sizes = (slab.size_bytes for slab in schedule.slabs(layout, padded))
         verified = opened.receive(sink, sizes, data_bytes=cache_bytes(layout, padded))
         answer.log("received", verified.chunk_count)
-        snapshot: CacheSnapshot = verified.payload  # type: ignore[assignment]
+        snapshot = verified.payload
         answer.log("opened", 1)
         try:
             with self._model_lock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -50,6 +51,7 @@ from splitinfer.sealing.transfer import HEAD_BOUND_BYTES, seal_request
 __all__ = ["Ask", "Common", "Exchange", "decode_ask", "prefill_ask", "read_keyset"]
 
 MAX_KEYSET_BYTES = 64 * 1024
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -215,7 +217,7 @@ class Exchange:
         _check_kind(reply, ask)
         return reply
 
-    def receive_cache(self, reply: OpenedReply, sink: Sink, *, padded_tokens: int) -> object:
+    def receive_cache(self, reply: OpenedReply, sink: Sink[T], *, padded_tokens: int) -> T:
         """Receive a cache, check the receipt, and return what the sink finished."""
         layout = self._expected.layout
         sizes = (slab.size_bytes for slab in schedule.slabs(layout, padded_tokens))

@@ -239,10 +239,7 @@ class Flow:
         sink = codec.sink(
             self._engine.layout, codec=reply.manifest.codec, true_tokens=tokens.true, padded_tokens=tokens.padded
         )
-        snapshot = exchange.receive_cache(reply, sink, padded_tokens=tokens.padded)
-        if not isinstance(snapshot, CacheSnapshot):
-            raise UsageError("the sink finished something other than a cache")
-        return snapshot
+        return exchange.receive_cache(reply, sink, padded_tokens=tokens.padded)
 
     def _verify_rows(self, snapshot: CacheSnapshot) -> None:
         """Recompute as many random rows of a received cache as the policy asks for."""

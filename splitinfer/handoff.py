@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 __all__ = [
     "CacheLayout",
@@ -35,6 +35,9 @@ __all__ = [
     "VerifiedRecipient",
     "VerifiedTransfer",
 ]
+
+
+Payload_co = TypeVar("Payload_co", covariant=True)
 
 
 # --- prompt ---------------------------------------------------------------------------------------------------
@@ -180,13 +183,13 @@ class PackedCache(Protocol):
         """Overwrite what is held (best effort in CPython) and refuse further use."""
 
 
-class Sink(Protocol):
+class Sink(Protocol[Payload_co]):
     """Where `receive` decrypts to: memory that `codec` preallocated, without knowing tensors."""
 
     def slab(self) -> memoryview:
         """Return the writable memory of the next slab in schedule order, to be filled before the next is asked for."""
 
-    def finish(self) -> object:
+    def finish(self) -> Payload_co:
         """Return what was received (a CacheSnapshot, token ids); called only after the last check."""
 
     def wipe(self) -> None:
@@ -276,10 +279,10 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class VerifiedTransfer:
+class VerifiedTransfer(Generic[Payload_co]):
     """A stream of which every check passed; made in `receive.intake` only. `payload` is what the sink finished."""
 
-    payload: object = field(repr=False)
+    payload: Payload_co = field(repr=False)
     ciphertext_root: bytes
     chunk_count: int
 

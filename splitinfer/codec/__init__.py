@@ -26,7 +26,7 @@ class Pack(Protocol):
 class MakeSink(Protocol):
     """Makes the memory that slabs arrive in."""
 
-    def __call__(self, layout: CacheLayout, *, true_tokens: int, padded_tokens: int) -> Sink:
+    def __call__(self, layout: CacheLayout, *, true_tokens: int, padded_tokens: int) -> Sink[CacheSnapshot]:
         """Return the sink."""
 
 
@@ -47,7 +47,7 @@ def pack(snapshot: CacheSnapshot, *, codec: str, padded_tokens: int) -> PackedCa
     return _find(codec).pack(snapshot, padded_tokens=padded_tokens)
 
 
-def sink(layout: CacheLayout, *, codec: str, true_tokens: int, padded_tokens: int) -> Sink:
+def sink(layout: CacheLayout, *, codec: str, true_tokens: int, padded_tokens: int) -> Sink[CacheSnapshot]:
     """Make the sink of a named codec; its `finish()` returns a CacheSnapshot. Raises UnknownCodecError."""
     return _find(codec).sink(layout, true_tokens=true_tokens, padded_tokens=padded_tokens)
 

@@ -74,7 +74,7 @@ class ChunkReader:
         if self._index > self._count - 1:
             raise TruncatedError("the stream has fewer chunks than its manifest implies")
 
-    def fill(self, sink: Sink, sizes: Iterator[int]) -> None:
+    def fill(self, sink: Sink[object], sizes: Iterator[int]) -> None:
         """Decrypt the slabs of these sizes into the sink, straight into its memory where a chunk fits."""
         for size in sizes:
             target = sink.slab()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from splitinfer.errors import (
     AuthenticationError,
@@ -26,6 +26,7 @@ from splitinfer.sealing.stream import CHUNK_BYTES, ChunkCipher
 __all__ = ["HeldKeyset", "OpenedRequest", "RecipientState", "finish_verified", "open_request", "require_chunk_bytes"]
 
 MAX_EXPIRY_SECONDS = 600
+T = TypeVar("T")
 
 
 class HeldKeyset(Protocol):
@@ -77,7 +78,7 @@ class OpenedRequest:
         self.manifest_sha256 = manifest.digest.hex()
         return manifest
 
-    def receive(self, sink: Sink, sizes: Iterator[int], *, data_bytes: int) -> VerifiedTransfer:
+    def receive(self, sink: Sink[T], sizes: Iterator[int], *, data_bytes: int) -> VerifiedTransfer[T]:
         """Receive the slabs and run checks 11 to 13; on any failure the sink is wiped."""
         return finish_verified(self.reader, sink, sizes, data_bytes=data_bytes, sender=self.sender)
 
@@ -136,14 +137,14 @@ def _check_expiry(expires_at: int, now: int) -> None:
 
 def finish_verified(
     reader: ChunkReader,
-    sink: Sink,
+    sink: Sink[T],
     sizes: Iterator[int],
     *,
     data_bytes: int,
     sender: bytes,
     tail_bytes: int = 0,
     check_tail: Callable[[bytes], None] | None = None,
-) -> VerifiedTransfer:
+) -> VerifiedTransfer[T]:
     """Fill the sink, read `tail_bytes` that follow, run the last checks, and only then let the sink finish.
 
     `data_bytes` counts slabs and tail; `check_tail` is called with the tail once the trailer verified.

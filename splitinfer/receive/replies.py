@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from splitinfer.errors import (
     ManifestError,
@@ -26,6 +27,8 @@ from splitinfer.sealing.stream import FRAME_CHUNK_BYTES, ChunkCipher
 from splitinfer.sealing.transfer import TransferKeys
 
 __all__ = ["OpenedReply", "SentRequest", "open_reply"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,8 @@ class OpenedReply:
     receipt: Receipt | None = None
 
     def receive_cache(
-        self, sink: Sink, sizes: Iterator[int], *, data_bytes: int, check_receipt: Callable[[Receipt], None]
-    ) -> VerifiedTransfer:
+        self, sink: Sink[T], sizes: Iterator[int], *, data_bytes: int, check_receipt: Callable[[Receipt], None]
+    ) -> VerifiedTransfer[T]:
         """Receive a cache and the receipt behind it; on any failure, the receipt's included, the sink is wiped."""
 
         def check_tail(tail: bytes) -> None:

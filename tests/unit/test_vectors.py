@@ -178,7 +178,7 @@ def test_changed_reply_is_refused_by_the_whole_device(vector: Vector) -> None:
     assert refused.type is _error(vector)
     assert not (device.has_receipt and vector.says["check"] == 0)
     _require_wiped(device.sinks)
-    assert device.shown == context()["answer"][: len(device.shown)]
+    assert device.shown[:3] == context()["answer"][: len(device.shown)]
 
 
 def _appraise(vector: Vector, seen: VectorSeen) -> str:

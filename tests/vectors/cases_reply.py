@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import reference as ref
 import world
-from cases_honest import CACHE, TOKENS
+from cases_honest import CACHE, REFUSAL, TOKENS
 from vector import Vector
 from world import (
     STRANGER,
@@ -48,6 +48,20 @@ ASKED = [
         "The fourth token does not exist.",
         is_whole=True,
     ),
+    Vector(
+        15,
+        "more-tokens-than-asked-for",
+        replace(TOKENS, frames=world.frames_of([*world.ANSWER, *range(6)])),
+        "9 tokens where 8 were asked for; the bucket of frames has room for 16.",
+        is_whole=True,
+    ),
+    Vector(
+        15,
+        "more-tokens-than-asked-for-in-one-frame",
+        replace(TOKENS, frames=[ref.frame(1, bytes(4 * 127)), *world.frames_of([])[:16]]),
+        "One frame holds 127 tokens where 8 were asked for.",
+        is_whole=True,
+    ),
 ]
 
 RECEIPT_FIELDS = {
@@ -85,6 +99,22 @@ DISAGREEING = [
         "token-receipt-of-another-ciphertext-root",
         replace(TOKENS, receipt={"ciphertext_root": ref.sha256(b"other").hex()}),
         "The answer is whole, but the receipt is for other chunks than were sent.",
+        error="verification",
+        is_whole=True,
+    ),
+    Vector(
+        0,
+        "refusal-receipt-signed-by-another-key",
+        replace(REFUSAL, receipt_key=STRANGER),
+        "A true refusal carries a receipt that somebody else signed.",
+        error="authentication",
+        is_whole=True,
+    ),
+    Vector(
+        0,
+        "refusal-receipt-of-another-transfer",
+        replace(REFUSAL, receipt={"transfer_id": world.OTHER_TRANSFER_ID.hex()}),
+        "A true refusal carries the receipt of another transfer.",
         error="verification",
         is_whole=True,
     ),
