@@ -250,8 +250,10 @@ class _Answer:
         yield self._receipt()
 
     def refusal(self, error: SplitInferError) -> CloudReply:
-        self.log("received", self._opened.reader.count)
+        if not self._events:
+            self.log("received", self._opened.reader.count)
         self.log("refused", 1)
+        self.log("erased", 1)
         refusal = RefusalWire(code=error.code, fields=dict(error.fields))
         response = ResponseManifest(
             version=VERSION,

@@ -215,8 +215,10 @@ class AuthenticationError(VerificationError):
 
     code = "authentication"
 
-    def __init__(self, message: str = "the bytes are not authentic") -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str = "the bytes are not authentic", *, fields: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, fields=fields)
 
 
 class TruncatedError(VerificationError):

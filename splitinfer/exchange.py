@@ -16,7 +16,13 @@ from splitinfer.attestation.appraise import SeenKeysets, appraise
 from splitinfer.attestation.sender import sender_id
 from splitinfer.egress.gate import CallRecord, Permit
 from splitinfer.egress.receipts import check_receipt
-from splitinfer.errors import LayoutMismatchError, LimitExceededError, TruncatedError, UsageError
+from splitinfer.errors import (
+    LayoutMismatchError,
+    LimitExceededError,
+    RecipientMismatchError,
+    TruncatedError,
+    UsageError,
+)
 from splitinfer.handoff import (
     PackedCache,
     Reply,
@@ -181,6 +187,8 @@ class Exchange:
 
         A sealed refusal raises the error that it names.
         """
+        if ask.manifest.kind not in recipient.capabilities:
+            raise RecipientMismatchError(f"the recipient's certificate does not allow it to {ask.manifest.kind}")
         manifest = ask.manifest.model_copy(update={"log_checkpoint": self._permit.checkpoint_commitment})
         key = self._device_key
         body, keys = seal_request(

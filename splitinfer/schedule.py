@@ -52,7 +52,8 @@ def item_bytes(dtype: str) -> int:
 def pad_tokens(true_tokens: int) -> int:
     """Round a token count up so that only its size class shows: Padme, floor 64, then a multiple of 64.
 
-    Padme (Nikitin et al., PoPETs 2019, algorithm 1) keeps the top log2(log2 n) + 1 bits of n, at most 12 % more.
+    Padme (Nikitin et al., PoPETs 2019, algorithm 1) keeps the top log2(log2 n) + 1 bits of n, at most 12 % more;
+    the rounding to 64 comes on top.
     """
     tokens = max(true_tokens, GROUP_TOKENS)
     exponent = tokens.bit_length() - 1

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, Certificate, Keyset, KeysetReply, identity_sha256
-from splitinfer.errors import AuthenticationError, ManifestError, RecipientMismatchError, StaleKeysetError
+from splitinfer.errors import AuthenticationError, RecipientMismatchError, StaleKeysetError
 from splitinfer.handoff import VerifiedRecipient
-from splitinfer.sealing.manifest import VERSION, parse_wire
+from splitinfer.sealing.manifest import parse_wire
 from splitinfer.sealing.signing import Purpose, verify
 
 __all__ = ["SeenKeysets", "Unseen", "appraise"]
@@ -56,8 +56,6 @@ def appraise(data: bytes, *, pinned_sha256: str, now: int, seen: SeenKeysets) ->
     """
     reply = parse_wire(KeysetReply, data, what="keyset")
     keyset, certificate = reply.keyset, reply.keyset.certificate
-    if keyset.version != VERSION or certificate.body.version != VERSION:
-        raise ManifestError(f"the keyset is of another protocol version than {VERSION}; update the older side")
     identity = _check_identity(certificate, pinned_sha256)
     _check_signatures(reply, identity)
     _check_times(keyset, now)

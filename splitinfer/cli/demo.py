@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from splitinfer.cli.audit import describe
 from splitinfer.egress.verification import read_records, verify
 from splitinfer.embedded import demo as prompt
-from splitinfer.errors import SplitInferError, TransportError
+from splitinfer.errors import ModelError, TransportError
 from splitinfer.home import Home
 from splitinfer.segments import note, public, question
 from trust_models.modes import MODES
@@ -35,12 +35,6 @@ _EPILOG = """examples:
 """
 _START_SECONDS = 60
 _SHOWN_RECORDS = 4
-
-
-class DemoError(SplitInferError):
-    """The embedded model did not give the answer that the demo knows."""
-
-    code = "demo"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -81,7 +75,7 @@ def _answers(device: Home) -> Iterator[Answer]:
         with Session.open(mode.value, home=device, engine=engine) as session:
             answer = session.run(segments)
         if answer.text.strip() != prompt.ANSWER:
-            raise DemoError(f"under {mode.value} the embedded model did not answer as it should")
+            raise ModelError(f"under {mode.value} the embedded model did not answer as it should")
         yield answer
 
 

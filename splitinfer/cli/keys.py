@@ -109,7 +109,7 @@ def _trust(args: argparse.Namespace) -> int:
             raise UsageError("not trusted; nothing was saved")
     if not _KEY.fullmatch(pin):
         raise UsageError("--identity takes the 64 lower-case hexadecimal digits of the fingerprint")
-    save_remote(home, args.name, Remote(args.url, pin, args.tls_ca))
+    save_remote(home, args.name, Remote(args.url, pin, args.tls_ca.resolve() if args.tls_ca else None))
     return _print(args, {"name": args.name, "url": args.url, "identity_sha256": pin})
 
 

@@ -18,7 +18,7 @@ _EPILOG = """examples:
   splitinfer demo                                        every trust mode on the embedded model
   splitinfer policy explain sealed-decode                what leaves, and who can read it
   splitinfer run --policy local --private note.txt --private-text "Who called?"
-  splitinfer serve --pair ~/.splitinfer                  a cloud on this machine, paired with this device
+  splitinfer --home ./cloud serve --pair ~/.splitinfer   a cloud on this machine, paired with this device
   splitinfer audit verify                                what left this device, unchanged
 
 exit codes: 0 done, 2 usage or state folder, 3 policy or egress, 4 verification, 5 transport, 6 audit log,

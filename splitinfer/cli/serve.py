@@ -18,7 +18,7 @@ from splitinfer.home.server_state import allow_device, allowed_devices, make_rep
 __all__ = ["add_parser"]
 
 _EPILOG = """examples:
-  splitinfer serve --pair ~/.splitinfer                  loopback; writes both sides, then serves
+  splitinfer --home ./cloud serve --pair ~/.splitinfer   loopback; writes both sides, then serves
   splitinfer serve --config server.toml                  host, port, tls_certificate, tls_private_key, limits
   splitinfer --home /var/lib/splitinfer serve --model ./Llama-3.2-1B --port 8471
 
@@ -60,6 +60,8 @@ def _serve(args: argparse.Namespace) -> int:
     home = Home.find(args.home)
     if args.pair:
         _require_loopback(settings.host)
+        if home.path.resolve() == Path(args.pair).resolve():
+            raise UsageError("a cloud has a state folder of its own: write --home DIR before serve")
         _pair(home, Home(Path(args.pair)))
     replica = make_replica(home)
     cloud = CloudService(

@@ -54,8 +54,8 @@ def make_replica(home: Home, *, clock: Callable[[], float] = time.time) -> Repli
     """
     if (home.path / "replica.cert").exists():
         key = home.key("replica")
-        certificate = _stored_certificate(home, key)
-        return Replica(key, lambda: certificate, next_epoch=_next_epoch(home), clock=clock)
+        _stored_certificate(home, key)
+        return Replica(key, lambda: _stored_certificate(home, key), next_epoch=_next_epoch(home), clock=clock)
     if not home.has_key("identity"):
         hint = "`splitinfer keys create-identity`, or `keys certify` where the identity key is"
         raise StateError(f"there is neither an identity key nor a replica certificate here; run {hint}")

@@ -54,7 +54,13 @@ class ChunkReader:
 
     def manifest(self) -> bytes:
         """Open the manifest region and return the manifest's JSON bytes (checks 1, 11)."""
-        unit = max(MANIFEST_REGION_BYTES, self._chunk_bytes)
+        try:
+            return self._manifest(max(MANIFEST_REGION_BYTES, self._chunk_bytes))
+        finally:
+            # The region fills whole chunks, so nothing that is still to be read is in the buffer.
+            self.wipe()
+
+    def _manifest(self, unit: int) -> bytes:
         region = bytearray(unit)
         self._fill(memoryview(region))
         size = 4 + int.from_bytes(region[:4], "big")

@@ -8,7 +8,7 @@ from typing import Literal
 from splitinfer import schedule
 from splitinfer.errors import LayoutMismatchError, ManifestError, ModelMismatchError, ReplayError
 from splitinfer.handoff import CacheLayout, ModelIdentity
-from splitinfer.sealing.manifest import VERSION, CacheWire, ModelWire, RequestManifest, ResponseManifest
+from splitinfer.sealing.manifest import CacheWire, ModelWire, RequestManifest, ResponseManifest
 
 __all__ = ["ACCEPTED_CODECS", "Expectations", "check_request", "check_response"]
 
@@ -28,8 +28,7 @@ class Expectations:
 
 
 def check_request(manifest: RequestManifest, expected: Expectations) -> None:
-    """Run checks 2 and 14 to 17 on a request's manifest."""
-    _check_version(manifest.version)
+    """Run checks 14 to 17 on a request's manifest."""
     _check_model(manifest.model, expected.model, here="cloud")
     _check_request_layout(manifest, expected)
     session = manifest.session
@@ -42,8 +41,7 @@ def check_request(manifest: RequestManifest, expected: Expectations) -> None:
 
 
 def check_response(manifest: ResponseManifest, expected: Expectations, *, tokens: int, request_sha256: str) -> None:
-    """Run checks 2, 9, 14, 15 and 17 on a reply's manifest; a refusal has no model to compare."""
-    _check_version(manifest.version)
+    """Run checks 9, 14, 15 and 17 on a reply's manifest; a refusal has no model to compare."""
     if manifest.kind == "refusal":
         return
     if manifest.request_manifest_sha256 != request_sha256:
@@ -60,11 +58,6 @@ def check_response(manifest: ResponseManifest, expected: Expectations, *, tokens
         if manifest.tokens.true != tokens:
             raise LayoutMismatchError("the reply's cache has another number of tokens than were asked for")
         _check_cache(manifest.cache, expected)
-
-
-def _check_version(version: int) -> None:
-    if version != VERSION:
-        raise ManifestError(f"the sealed manifest is of another version than {VERSION}; update the older side")
 
 
 def _check_model(found: ModelWire, expected: ModelIdentity, *, here: Literal["device", "cloud"]) -> None:

@@ -19,7 +19,7 @@ from splitinfer.handoff import Sink, Source, VerifiedTransfer
 from splitinfer.receive.chunks import ChunkReader
 from splitinfer.receive.reading import read_head
 from splitinfer.sealing.keys import SUITE, Direction, KemKey, check_commitment, derive_stream_keys, unwrap_content_key
-from splitinfer.sealing.manifest import VERSION, PublicManifest, RequestHead, RequestManifest, parse_wire
+from splitinfer.sealing.manifest import PublicManifest, RequestHead, RequestManifest, parse_wire
 from splitinfer.sealing.signing import Purpose, verify
 from splitinfer.sealing.stream import CHUNK_BYTES, ChunkCipher
 
@@ -87,8 +87,6 @@ def open_request(source: Source, state: RecipientState) -> OpenedRequest:
     """Read the clear head and run checks 1 to 10."""
     head = parse_wire(RequestHead, read_head(source), what="request head")
     manifest = head.manifest
-    if manifest.version != VERSION:
-        raise ManifestError(f"the request is of another protocol version than {VERSION}; update the older side")
     if manifest.suite != SUITE:
         raise ManifestError(f"the suite must be {SUITE}")
     require_chunk_bytes(manifest.chunk_bytes)

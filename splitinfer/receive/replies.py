@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from splitinfer.errors import (
+    CodecError,
     ManifestError,
+    ModelError,
+    PromptError,
     RemoteRefusedError,
     ReplayError,
     SplitInferError,
     TruncatedError,
+    UsageError,
+    VerificationError,
     error_for_code,
 )
 from splitinfer.handoff import Sink, Source, VerifiedTransfer
@@ -21,7 +26,7 @@ from splitinfer.receive.intake import finish_verified, require_chunk_bytes
 from splitinfer.receive.reading import read_head
 from splitinfer.sealing.frames import Frame, FrameKind, parse_frame
 from splitinfer.sealing.keys import Direction, check_commitment, derive_stream_keys
-from splitinfer.sealing.manifest import VERSION, RefusalWire, ReplyHead, ResponseManifest, parse_wire
+from splitinfer.sealing.manifest import RefusalWire, ReplyHead, ResponseManifest, parse_wire
 from splitinfer.sealing.receipt import RECEIPT_BYTES, Receipt, read_receipt_block
 from splitinfer.sealing.stream import FRAME_CHUNK_BYTES, ChunkCipher
 from splitinfer.sealing.transfer import TransferKeys
@@ -44,8 +49,6 @@ class SentRequest:
 def open_reply(source: Source, sent: SentRequest, expected: Expectations) -> OpenedReply:
     """Read the head and the response manifest; checks 1, 2, 9 to 11, 14, 15, 17."""
     head = parse_wire(ReplyHead, read_head(source), what="reply head")
-    if head.version != VERSION:
-        raise ManifestError(f"the reply is of another protocol version than {VERSION}; update the older side")
     require_chunk_bytes(head.chunk_bytes)
     if head.transfer_id != sent.keys.transfer_id.hex():
         raise ReplayError("the reply answers another transfer")
@@ -137,11 +140,15 @@ class OpenedReply:
         self.reader.wipe()
 
 
+# What the cloud may say of a request; it cannot speak for the device's own policy, log or state.
+_NAMEABLE = (VerificationError, ModelError, CodecError, PromptError, UsageError)
+
+
 def refusal_error(code: str, refusal: RefusalWire | None = None) -> SplitInferError:
-    """Return the typed error for a sealed refusal; an unknown code becomes RemoteRefusedError."""
+    """Return the typed error for a sealed refusal; any other code becomes RemoteRefusedError."""
     fields = ", ".join(f"{name} {value}" for name, value in sorted(refusal.fields.items())) if refusal else ""
     message = f"the cloud refused the transfer: {code}{f' ({fields})' if fields else ''}"
     kind = error_for_code(code)
-    if kind is None or kind is RemoteRefusedError:
+    if kind is None or not issubclass(kind, _NAMEABLE):
         return RemoteRefusedError(message, remote_code=code)
-    return kind(message)
+    return kind(message, fields=refusal.fields if refusal else None)

@@ -70,12 +70,22 @@ W = TypeVar("W", bound=WireModel)
 
 def parse_wire(model: type[W], data: bytes, *, what: str) -> W:
     """Parse canonical JSON into a wire model; raises ManifestError, naming the field and never its value."""
-    parse_canonical(data, what=what)
+    _check_versions(parse_canonical(data, what=what), what)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "(whole)"
         raise ManifestError(f"the {what} has a wrong or unknown field: {field[:80]}") from None
+
+
+def _check_versions(value: dict[str, object], what: str) -> None:
+    """Refuse another version before its fields, which may be unknown here, are looked at."""
+    version = value.get("version", VERSION)
+    if isinstance(version, int) and version != VERSION:
+        raise ManifestError(f"the {what} is of another protocol version than {VERSION}; update the older side")
+    for member in value.values():
+        if isinstance(member, dict):
+            _check_versions(member, what)
 
 
 class PublicManifest(WireModel):

@@ -23,10 +23,24 @@ from tests.support.processes import CloudProcess, cloud_process, environment
 
 REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
 NETWORK = frozenset(
-    "socket.connect socket.sendto socket.sendmsg socket.getaddrinfo socket.gethostbyname socket.gethostbyaddr "
-    "socket.getnameinfo socket.bind http.client.connect urllib.Request ftplib.connect smtplib.connect".split()
+    [
+        "socket.connect",
+        "socket.sendto",
+        "socket.sendmsg",
+        "socket.getaddrinfo",
+        "socket.gethostbyname",
+        "socket.gethostbyaddr",
+        "socket.getnameinfo",
+        "socket.bind",
+        "http.client.connect",
+        "urllib.Request",
+        "ftplib.connect",
+        "smtplib.connect",
+    ]
 )
-PROCESSES = frozenset("subprocess.Popen os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty pty.spawn".split())
+PROCESSES = frozenset(
+    ["subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"]
+)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 CHANGES = {"os.rename": 1, "os.mkdir": 0, "os.symlink": 1, "os.link": 1, "os.truncate": 0}
 ALLOWED_CALLER = "splitinfer.transport"
@@ -57,7 +71,7 @@ class Watch:
         elif event == "socket.connect":
             self.connected.append(arguments[1])
         else:
-            self.resolved.append(arguments[0])
+            self.resolved.append(arguments[1] if event == "http.client.connect" else arguments[0])
 
     def _saw_write(self, event: str, path: object) -> None:
         if not isinstance(path, str | bytes | os.PathLike):

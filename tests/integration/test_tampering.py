@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.support import mutations as table
 from tests.support.attack_scene import AttackScene, WatchedEngine, counted_cloud
 from tests.support.mutations import Mutation
 from tests.support.processes import cloud_process, route_through, run_cli
-from tests.support.tampering_proxy import TamperingProxy, Where
+from tests.support.tampering_proxy import Change, TamperingProxy, Transfer, Where
 from tests.support.wire import TAG_BYTES, Message, WireBody, flip_bit
 
 REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
@@ -56,9 +57,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory, loaded: LoadedModel) -> Iter
 def summary(request: pytest.FixtureRequest) -> Iterator[None]:
     """Say at the end how many attacks there were."""
     yield
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and TALLY["mutations"]:
-        reporter.write_line(f"\ntampering: {TALLY['refused']} of {TALLY['mutations']} refused")
+    if capture is not None and reporter is not None and TALLY["mutations"]:
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(f"\ntampering: {TALLY['refused']} of {TALLY['mutations']} refused")
 
 
 def refuse_all(
@@ -99,8 +102,21 @@ def _shown_by_chunk(scene: AttackScene, mode: str) -> list[str]:
     return pieces
 
 
-def earlier(scene: AttackScene, mode: str, segments: Sequence[Segment] = SEGMENTS) -> table.Transfer:
+def earlier(scene: AttackScene, mode: str, segments: Sequence[Segment] = SEGMENTS) -> Transfer:
     return scene.honest(mode, segments, max_new_tokens=ANSWER_TOKENS)
+
+
+def test_an_attack_that_changes_nothing_or_ends_otherwise_is_noticed(scene: AttackScene) -> None:
+    """The checks of an attack can fail: nothing changed, nothing struck, another error than the table says."""
+    same = Mutation("same", "reply", lambda message: message, errors.AuthenticationError)
+    with pytest.raises(AssertionError, match="not delivered"):
+        scene.attack(same, "sealed-prefill", SEGMENTS)
+    header = Mutation("header", "reply", lambda m: m.with_header("x-more", "1"), errors.AuthenticationError)
+    with pytest.raises(AssertionError, match="not refused"):
+        scene.attack(header, "sealed-prefill", SEGMENTS)
+    other = table.flip_mutation("reply", 0, 0, 0)
+    with pytest.raises(AssertionError, match="AuthenticationError"):
+        scene.attack(replace(other, error=errors.TruncatedError), "sealed-prefill", SEGMENTS)
 
 
 @pytest.mark.parametrize("mode", REMOTE_MODES)
@@ -219,7 +235,7 @@ COMMANDS = [
 ]
 
 
-def _command_change(change: table.BodyChange | int) -> table.Change:
+def _command_change(change: table.BodyChange | int) -> Change:
     """Change a reply's chunks, or lose the connection before one of them."""
     if isinstance(change, int):
         return lambda message: message.cut(_start_of_chunk(message, change))

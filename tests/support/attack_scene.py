@@ -56,7 +56,7 @@ class WatchedEngine(Engine):
 class WatchedSink:
     """A sink that remembers the memory that it gave out and whether it was finished."""
 
-    inner: Sink
+    inner: Sink[CacheSnapshot]
     memory: list[memoryview] = field(default_factory=list)
     is_finished: bool = False
     is_wiped: bool = False

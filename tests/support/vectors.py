@@ -100,7 +100,7 @@ class BytesSource:
 class WatchedSink:
     """A sink that remembers whether it was finished or wiped, and the memory it lent."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink[Any]) -> None:
         self._sink = sink
         self._lent: list[memoryview] = []
         self.is_finished = False
@@ -160,7 +160,7 @@ class VectorRecipient:
         self._transfers.begin(sender, manifest.transfer_id, expires_at=manifest.expires_at)
 
 
-def receive_request(vector: Vector, recipient: VectorRecipient, sinks: list[WatchedSink]) -> VerifiedTransfer:
+def receive_request(vector: Vector, recipient: VectorRecipient, sinks: list[WatchedSink]) -> VerifiedTransfer[Any]:
     """Take a request in as the cloud does; every sink that was made is put into `sinks`."""
     opened = open_request(BytesSource(vector.data), recipient)
     manifest = opened.manifest()
@@ -195,7 +195,7 @@ def open_vector_reply(vector: Vector) -> OpenedReply:
     return open_reply(BytesSource(vector.data), sent, expectations(vector.says["layout"]))
 
 
-def receive_cache(vector: Vector, reply: OpenedReply, sinks: list[WatchedSink]) -> VerifiedTransfer:
+def receive_cache(vector: Vector, reply: OpenedReply, sinks: list[WatchedSink]) -> VerifiedTransfer[Any]:
     """Read a cache reply to its end; the sink is put into `sinks`."""
     layout, tokens = expectations(vector.says["layout"]).layout, vector.says["sent"]["tokens"]
     padded = schedule.pad_tokens(tokens)

@@ -74,7 +74,7 @@ def test_honest_request_is_accepted(vector: Vector) -> None:
     verified = receive_request(vector, _recipient(vector), sinks)
     assert [sink.is_finished for sink in sinks] == [True]
     if vector.says["route"] == "prefill":
-        assert list(verified.payload) == context()["token_ids"]  # type: ignore[call-overload]
+        assert list(verified.payload) == context()["token_ids"]
     else:
         assert _cache_hex(verified.payload) == context()["cache_hex"][vector.says["layout"]]
 

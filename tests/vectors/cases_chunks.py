@@ -246,6 +246,12 @@ COUNT = [
         replace(TOKENS, frames=world.frames_of(world.ANSWER)[:3] + [ref.frame(0)] * 14),
         "Padding follows the last token without an end frame; the answer may be shorter than it was.",
     ),
+    Vector(
+        12,
+        "padding-before-the-end",
+        replace(TOKENS, frames=[ref.frame(0), *world.frames_of(world.ANSWER)[:-1]]),
+        "A pad frame stands before the first token; padding comes after the end only.",
+    ),
 ]
 
 TRAILER = [

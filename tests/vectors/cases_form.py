@@ -341,6 +341,33 @@ TRAPS = [
         "A refusal that says nothing is refused itself.",
         is_whole=True,
     ),
+    *[
+        Vector(
+            2,
+            f"refusal-frame-{slug}",
+            replace(TOKENS, frames=[ref.frame(3, code), *[ref.frame(0)] * 16]),
+            "What the other side says ends up on a terminal, so a code is 1 to 40 lower-case letters.",
+        )
+        for slug, code in (("with-control-characters", b"\x1b[2J"), ("without-a-code", b""), ("too-long", b"a" * 41))
+    ],
+    Vector(
+        2,
+        "end-frame-of-an-unknown-reason",
+        replace(TOKENS, frames=[ref.frame(2, b"\x03"), *[ref.frame(0)] * 16]),
+        "A reason to end that this version lacks.",
+    ),
+    Vector(
+        2,
+        "pad-frame-with-a-payload",
+        replace(TOKENS, frames=[*world.frames_of(world.ANSWER)[:-1], ref.frame(0, b"hidden")]),
+        "Padding carries bytes.",
+    ),
+    Vector(
+        2,
+        "token-frame-of-three-bytes",
+        replace(TOKENS, frames=[ref.frame(1, bytes(3)), *world.frames_of(world.ANSWER)[1:]]),
+        "Three quarters of a token.",
+    ),
 ]
 
 VECTORS = [*LIMITS, *VERSION, *FORM, *REPLIES, *TRAPS]

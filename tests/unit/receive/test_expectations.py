@@ -7,11 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitinfer.errors import LayoutMismatchError, ManifestError, ModelMismatchError, ReplayError, VerificationError
+from splitinfer.errors import LayoutMismatchError, ManifestError, ModelMismatchError, ReplayError
 from splitinfer.handoff import CacheLayout, SamplingParams
 from splitinfer.receive.expectations import check_request, check_response
 from splitinfer.schedule import pad_tokens
-from splitinfer.sealing.manifest import CacheWire, ModelWire, SamplingWire, SessionWire, TokensWire
+from splitinfer.sealing.encoding import canonical
+from splitinfer.sealing.manifest import (
+    CacheWire,
+    ModelWire,
+    RequestManifest,
+    SamplingWire,
+    SessionWire,
+    TokensWire,
+    parse_wire,
+)
 from tests.support.device_cloud import EXPECTED, LAYOUT, MODEL, request_manifest, response_manifest
 
 OTHER_MODELS = [
@@ -141,7 +150,7 @@ def test_a_turn_of_a_session_that_is_not_held_is_refused(session: dict[str, obje
 
 @pytest.mark.parametrize(
     "changes",
-    [{"version": 0}, {"version": 2}, {"protection": "none"}, {"protection": ""}, {"codec": "q8"}, {"pad": "none"}],
+    [{"protection": "none"}, {"protection": ""}, {"codec": "q8"}, {"pad": "none"}],
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
@@ -163,7 +172,6 @@ def test_a_fitting_reply_is_accepted(kind: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"version": 2}, ManifestError),
         ({"request_manifest_sha256": "0" * 64}, ReplayError),
         ({"model": None}, ManifestError),
         ({"model": ModelWire.of(OTHER_MODELS[0])}, ModelMismatchError),
@@ -193,9 +201,17 @@ def test_a_cache_of_another_shape_is_refused(changes: dict[str, object]) -> None
         check_response(response_manifest("cache", REQUEST, **changes), EXPECTED, tokens=100, request_sha256=DIGEST)
 
 
-def test_a_refusal_of_another_version_is_refused() -> None:
-    with pytest.raises(VerificationError):
-        check_response(response_manifest("refusal", REQUEST, version=2), EXPECTED, tokens=100, request_sha256=DIGEST)
+@pytest.mark.parametrize("version", [0, 2])
+def test_another_version_is_named_before_any_unknown_field(version: int) -> None:
+    newer = canonical({**request_manifest().model_dump(mode="json"), "version": version, "new_field": 1})
+    with pytest.raises(ManifestError, match="another protocol version"):
+        parse_wire(RequestManifest, newer, what="sealed manifest")
+
+
+def test_a_version_deeper_inside_counts_too() -> None:
+    wire = canonical({"body": {"version": 2}})
+    with pytest.raises(ManifestError, match="another protocol version"):
+        parse_wire(RequestManifest, wire, what="receipt")
 
 
 def test_a_mismatch_names_each_side_by_its_own_digest() -> None:
