@@ -72,6 +72,10 @@ class CloudService:
             raise UsageError("there is no such call")
         return self._transfer(open_request(body, self._recipient), kind=_KINDS[route])
 
+    def drop_expired(self) -> None:
+        """Forget keys that have expired; the process calls it now and then, so that an idle replica does too."""
+        self._recipient.drop_expired()
+
     def _transfer(self, opened: OpenedRequest, *, kind: str) -> CloudReply:
         answer = _Answer(opened, self._recipient, self._randomness)
         try:
@@ -202,6 +206,10 @@ class _Recipient:
     def keyset(self, digest_hex: str) -> ReplicaKeys | None:
         with self._lock:
             return self._replica.find(digest_hex)
+
+    def drop_expired(self) -> None:
+        with self._lock:
+            self._replica.drop_expired()
 
     def sender(self, found: str, keyset_digest: bytes) -> bytes | None:
         return next((key for key in self._allowed() if sender_id(keyset_digest, key) == found), None)

@@ -157,7 +157,7 @@ class Replica:
         Raises StateError where the replica's certificate has expired: nothing is served without one.
         """
         now = int(self._clock())
-        self._drop_expired(now)
+        self.drop_expired()
         newest = self._keysets[-1].keyset.not_after if self._keysets else now
         if newest - now < self._seconds // 2 and self._end(now) > newest:
             self._keysets.append(self._issue(now))
@@ -170,10 +170,12 @@ class Replica:
 
     def find(self, digest_hex: str) -> ReplicaKeys | None:
         """Return the live keyset with this digest, or None; an expired one is gone."""
-        self._drop_expired(int(self._clock()))
+        self.drop_expired()
         return next((keys for keys in self._keysets if keys.digest.hex() == digest_hex), None)
 
-    def _drop_expired(self, now: int) -> None:
+    def drop_expired(self) -> None:
+        """Forget keysets and their private keys after their `not_after`."""
+        now = int(self._clock())
         self._keysets = [keys for keys in self._keysets if keys.keyset.not_after > now]
 
     def _issue(self, now: int) -> ReplicaKeys:

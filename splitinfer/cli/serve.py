@@ -6,8 +6,10 @@ import argparse
 import json
 import secrets
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from splitinfer.attestation.keyset import identity_sha256
 from splitinfer.errors import UsageError
@@ -15,7 +17,12 @@ from splitinfer.home import Home
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
 
+if TYPE_CHECKING:
+    from splitinfer.cloud import CloudService
+
 __all__ = ["add_parser"]
+
+_SWEEP_SECONDS = 30.0
 
 _EPILOG = """examples:
   splitinfer --home ./cloud serve --pair ~/.splitinfer   loopback; writes both sides, then serves
@@ -78,8 +85,20 @@ def _serve(args: argparse.Namespace) -> int:
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         _announce(args, url, identity_sha256(bytes.fromhex(pin)))
 
-    serve(cloud, settings, ready=ready)
+    stop = threading.Event()
+    sweeper = threading.Thread(target=_sweep, args=(cloud, stop), daemon=True)
+    sweeper.start()
+    try:
+        serve(cloud, settings, ready=ready)
+    finally:
+        stop.set()
+        sweeper.join()
     return 0
+
+
+def _sweep(cloud: CloudService, stop: threading.Event) -> None:
+    while not stop.wait(_SWEEP_SECONDS):
+        cloud.drop_expired()
 
 
 def _announce(args: argparse.Namespace, url: str, fingerprint: str) -> None:

@@ -1,4 +1,4 @@
-"""Everything that can be wrong through the command line: one sentence, the documented exit code, nothing private shown."""
+"""What can be wrong, through the command line: one sentence, the documented exit code, nothing private shown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,7 @@ from tests.support import bad_servers, tiny_models
 from tests.support.bad_servers import bad_server, cutting_proxy
 from tests.support.http_exchange import served
 from tests.support.memory_clouds import REMOTE_MODES, CountingCloud, Paired, SwitchingTransport
-from tests.support.processes import run_cli
+from tests.support.processes import environment, run_cli
 
 DAY = 24 * 3600
 REMOTE = '[remote]\nname = "default"\n'
@@ -334,6 +336,11 @@ def test_server_that_is_down_is_one_sentence_in_a_process_of_its_own(pair: Paire
     assert (pair.last["status"], pair.last["bytes_sent"]) == ("failed", 0)
 
 
+def test_command_without_a_model_does_not_load_torch() -> None:
+    code = "import sys, splitinfer.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
+
+
 def test_policy_check_is_one_sentence_in_a_process_of_its_own(tmp_path: Path) -> None:
     ran = run_cli("policy", "check", str(policy_file(tmp_path, 'mode = "local"\nword = 1\n')), home=tmp_path / "home")
     assert ran.returncode == 3
@@ -508,11 +515,13 @@ def test_disk_that_fills_between_opening_and_sending_stops_the_run(
 
     with bad_server(bad_servers.hang_up) as server:
         pair.point_at(server.url)
-        with pair.session("sealed-decode", tiny, transport=HttpTransport(server.url)) as session:
-            with monkeypatch.context() as patch:
-                patch.setattr(OsFiles, "write_at", full)
-                with pytest.raises(AuditLogError):
-                    session.run([Segment(Role.QUESTION, CANARY)], max_new_tokens=2)
+        with (
+            pair.session("sealed-decode", tiny, transport=HttpTransport(server.url)) as session,
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr(OsFiles, "write_at", full)
+            with pytest.raises(AuditLogError):
+                session.run([Segment(Role.QUESTION, CANARY)], max_new_tokens=2)
     assert server.connections == 0
     assert verify(pair.device.audit, pair.device.key("checkpoint").public_key()).open_intents == 0
 

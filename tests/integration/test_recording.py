@@ -25,6 +25,7 @@ from splitinfer.home.server_state import allow_device, allowed_devices, make_rep
 from splitinfer.model.engine import Engine
 from splitinfer.schedule import pad_tokens
 from splitinfer.segments import note, public, question
+from splitinfer.sealing.stream import ChunkCipher
 from splitinfer.session import Session, load_engine
 from tests.support.clear_twin import clear_cache, clear_texts, clear_tokens, echoing, post, unsealed
 from tests.support.http_exchange import served
@@ -153,15 +154,38 @@ def _device_not_allowed(scene: Scene) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mode", REMOTE_MODES)
-def test_a_request_that_is_refused_while_it_is_sent_is_counted_exactly_too(scene: Scene, mode: str) -> None:
+def test_a_refused_request_is_counted_exactly_too(scene: Scene, mode: str) -> None:
     scene.proxy.take()
     with _device_not_allowed(scene), pytest.raises(RemoteRefusedError):
         scene.run(mode, SEGMENTS)
+    _check_refused(scene)
+
+
+def test_a_request_that_is_refused_while_it_is_sent_is_counted_exactly_too(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cloud answers after the head; what the device then held back did not leave and is not counted."""
+    seal_into = ChunkCipher.seal_into
+
+    def slowly(self: ChunkCipher, *arguments: Any, **named: Any) -> None:
+        time.sleep(0.05)
+        seal_into(self, *arguments, **named)
+
+    monkeypatch.setattr(ChunkCipher, "seal_into", slowly)
+    scene.proxy.take()
+    with _device_not_allowed(scene), pytest.raises(RemoteRefusedError):
+        scene.run("sealed-decode", SEGMENTS)
+    request = _check_refused(scene)
+    assert len(request.body) < request.declared_bytes, "the device stops once it is refused"
+
+
+def _check_refused(scene: Scene) -> Message:
     captures, outcome = scene.proxy.take(), scene.outcome()
     assert (outcome["status"], captures[-1].reply.status) == ("refused", 401)
-    sent = [len(Message.parse(bytes(one.sent)).body) for one in captures]
-    assert [call["bytes_sent"] for call in outcome["calls"]] == sent
+    requests = [Message.parse(bytes(one.sent)) for one in captures]
     assert [call["bytes_received"] for call in outcome["calls"]] == [len(one.reply.body) for one in captures]
+    assert [call["bytes_sent"] for call in outcome["calls"]] == [len(one.body) for one in requests]
+    return requests[-1]
 
 
 @pytest.mark.parametrize("mode", REMOTE_MODES)

@@ -99,7 +99,7 @@ def _cli(home: Home, *arguments: str) -> dict[str, str]:
     [
         ("prot = 8471\n", "prot"),
         ("[server]\nport = 1\nworkers = 8\n", "workers"),
-        ('host = "0.0.0.0"\n', "TLS"),
+        ('host = "192.0.2.7"\n', "TLS"),
         ('tls_certificate = "a.pem"\n', "tls_private_key"),
         ("max_transfers = 0\n", "max_transfers"),
         ("port = \n", "TOML"),
@@ -115,17 +115,24 @@ def test_missing_settings_file_is_refused(command: CommandLine, tmp_path: Path) 
     assert command("serve", "--config", tmp_path / "none.toml").is_refusal("usage", 2, "settings file")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "cloud.example"])
-def test_public_address_without_tls_is_refused(host: str, command: CommandLine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", ["::", "192.0.2.7", "cloud.example"])
+def test_public_address_without_tls_is_refused(
+    host: str, command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = Home(tmp_path / "cloud")
     home.key("identity")
+    monkeypatch.setattr("server.run._Server.run", lambda *_, **__: None)
     assert command("serve", "--host", host, "--port", 0, home=home).is_refusal("usage", 2, "TLS")
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 99999])
-def test_port_that_is_none_is_refused(port: int, command: CommandLine, tmp_path: Path) -> None:
+def test_port_that_is_none_is_refused(
+    port: int, command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = Home(tmp_path / "cloud")
     home.key("identity")
+    # A door that opens all the same would serve for ever.
+    monkeypatch.setattr("server.run._Server.run", lambda *_, **__: None)
     assert command("serve", f"--port={port}", home=home).is_refusal("usage", 2, "port")
 
 
@@ -212,7 +219,7 @@ def test_sigterm_lets_a_streaming_reply_finish_and_refuses_new_ones(replica: Rep
         replica.process.send_signal(signal.SIGTERM)
         with (
             Session.open(replica.policy, home=replica.device, engine=engine) as other,
-            pytest.raises(RemoteRefusedError, match="draining|503"),
+            pytest.raises(RemoteRefusedError, match="draining"),
         ):
             other.run([question("and I?")], max_new_tokens=2)
         for _ in pieces:

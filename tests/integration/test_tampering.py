@@ -26,7 +26,7 @@ from tests.support.attack_scene import AttackScene, WatchedEngine, counted_cloud
 from tests.support.mutations import Mutation
 from tests.support.processes import cloud_process, route_through, run_cli
 from tests.support.tampering_proxy import Change, TamperingProxy, Transfer, Where
-from tests.support.wire import TAG_BYTES, Message, WireBody, flip_bit
+from tests.support.wire import TAG_BYTES, Message, WireBody
 
 REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
 DOCUMENT, NOTE = "Price list: Belsa lamp $19.90", "Customer: Maria Lopez\nPhone: 415-203-7786"
@@ -320,7 +320,7 @@ def test_no_byte_of_a_clear_head_can_be_changed(scene: AttackScene, mode: str, w
         changed = Mutation(
             f"{where} byte {byte}",
             where,
-            lambda message, byte=byte: message.with_body(flip_bit(message.body, byte, byte % 7)),
+            table.flipped_at(byte, byte % 7),
             errors.SplitInferError,
         )
         try:

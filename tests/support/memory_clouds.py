@@ -1,4 +1,4 @@
-"""Clouds in this process, paired with a device's state folder: honest ones, and ones that lie about what they computed."""
+"""Clouds in this process, paired with a device's state folder: honest ones, and ones that lie in what they compute."""
 
 from __future__ import annotations
 

@@ -82,6 +82,38 @@ def _on_bytes(change: Callable[[bytes], bytes]) -> Change:
     return lambda message: message.with_body(change(message.body))
 
 
+def _cut_to(size: int) -> Change:
+    return _on_bytes(lambda data: data[:size])
+
+
+def _lost_after(size: int) -> Change:
+    return lambda message: message.cut(size)
+
+
+def _longer_by(extra: bytes) -> Change:
+    return _on_bytes(lambda data: data + extra)
+
+
+def _replaced(body: bytes) -> Change:
+    return _on_bytes(lambda _: body)
+
+
+def flipped_at(byte: int, bit: int) -> Change:
+    return _on_bytes(lambda data: flip_bit(data, byte, bit))
+
+
+def _with_status(status: int) -> Change:
+    return lambda message: message.with_status(status)
+
+
+def _put(path: Path, value: object) -> BodyChange:
+    return lambda body: body.with_value(path, value)
+
+
+def _put_chunk(index: int, chunk: bytes) -> BodyChange:
+    return lambda body: body.with_chunk(index, chunk)
+
+
 # --- keyset ---------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +131,7 @@ def keyset_mutations(earlier: Message) -> Iterator[Mutation]:
     manifest = errors.ManifestError
     body = earlier.body
     for name, at, bit in (("brace", 0, 0), ("quote", 1, 0), ("colon", body.index(b":"), 0), ("last brace", -1, 0)):
-        yield keyset(f"flip {name}", _on_bytes(lambda data, at=at, bit=bit: flip_bit(data, at, bit)), manifest)
+        yield keyset(f"flip {name}", flipped_at(at, bit), manifest)
     yield keyset(
         "hex digit to no digit", _on_bytes(lambda data: flip_bit(data, data.index(b'"nonce":"') + 9, 6)), manifest
     )
@@ -110,8 +142,8 @@ def keyset_mutations(earlier: Message) -> Iterator[Mutation]:
     yield keyset("one byte longer", _on_bytes(lambda data: data + b" "), manifest)
     yield keyset("endless", _on_bytes(lambda data: data + b" " * 70_000), errors.LimitExceededError)
     for size in (0, 1, len(body) // 2, len(body) - 1):
-        yield keyset(f"cut to {size} bytes", _on_bytes(lambda data, size=size: data[:size]), manifest)
-        yield keyset(f"lost after {size} bytes", lambda message, size=size: message.cut(size), errors.TransportError)
+        yield keyset(f"cut to {size} bytes", _cut_to(size), manifest)
+        yield keyset(f"lost after {size} bytes", _lost_after(size), errors.TransportError)
     swapped = with_value(
         with_value(reply, ("signature",), value_at(reply, ("keyset", "certificate", "signature"))),
         ("keyset", "certificate", "signature"),
@@ -153,7 +185,7 @@ def request_head_mutations(earlier: Transfer) -> Iterator[Mutation]:
         swapped = past.get(*path)
         if path[-1] in {"transfer_id", "wrap", "stream_nonce", "commitment", "server_nonce", "signature"}:
             name = f"{path[-1]} of another transfer"
-            yield head(name, lambda body, path=path, value=swapped: body.with_value(path, value), "authentication")
+            yield head(name, _put(path, swapped), "authentication")
         yield head(f"lacks {path[-1]}", _drop_leaf(path), "manifest")
     soon = ("manifest", "expires_at")
     yield head("another chunk size", _other_chunk_size(("manifest", "chunk_bytes")), "authentication")
@@ -220,7 +252,7 @@ def request_stream_mutations(earlier: Transfer) -> Iterator[Mutation]:
     """Yield attacks on the chunks of a request; the cloud refuses them under seal and computes nothing."""
     yield from _stream_mutations("request", earlier.sent, earlier.received)
     for at in (0, 2, 4, 4 + len(earlier.sent.head) // 2):
-        change = _on_bytes(lambda data, at=at: data[:at])
+        change = _cut_to(at)
         yield Mutation(f"request cut to {at} bytes", "request", change, errors.RemoteRefusedError, "truncated")
 
 
@@ -265,7 +297,7 @@ def reply_stream_mutations(earlier: Transfer) -> Iterator[Mutation]:
     """Yield attacks on the chunks of a reply."""
     yield from _stream_mutations("reply", earlier.received, earlier.sent)
     for at in (0, 2, 4, 4 + len(earlier.received.head) // 2):
-        change = _on_bytes(lambda data, at=at: data[:at])
+        change = _cut_to(at)
         yield Mutation(f"reply cut to {at} bytes", "reply", change, errors.TruncatedError)
 
 
@@ -278,7 +310,7 @@ def reply_http_mutations() -> Iterator[Mutation]:
         ("noise", b"\xff" * 2000, errors.LimitExceededError),
         ("zeros", bytes(2000), errors.ManifestError),
     ):
-        yield Mutation(f"reply 200 with {name}", "reply", _on_bytes(lambda _, body=body: body), error)
+        yield Mutation(f"reply 200 with {name}", "reply", _replaced(body), error)
 
 
 def _http_mutations(where: Where, media_type: str) -> Iterator[Mutation]:
@@ -295,7 +327,7 @@ def _http_mutations(where: Where, media_type: str) -> Iterator[Mutation]:
     yield http("HTML page", lambda m: m.with_header("content-type", "text/html").with_body(HTML), lost)
     yield http("type with parameter", lambda m: m.with_header("content-type", f"{media_type}; charset=x"), lost)
     for status in (204, 206, 302, 404, 500):
-        yield http(f"status {status}", lambda m, status=status: m.with_status(status), lost)
+        yield http(f"status {status}", _with_status(status), lost)
     yield http("no length", lambda m: m.with_header("content-length", None), lost)
     yield http("chunked", lambda m: m.with_header("transfer-encoding", "chunked"), lost)
     yield http("encoded", lambda m: m.with_header("content-encoding", "gzip"), lost)
@@ -324,14 +356,14 @@ def _stream_mutations(where: Where, past: WireBody, other: WireBody) -> Iterator
         spliced = past.chunks[index]
         yield stream(
             f"chunk {index} of an earlier transfer",
-            lambda body, index=index, chunk=spliced: body.with_chunk(index, chunk),
+            _put_chunk(index, spliced),
             errors.AuthenticationError,
             index,
         )
         foreign = b"".join(other.chunks)[: len(spliced)].ljust(len(spliced), b"\x00")
         yield stream(
             f"chunk {index} of the other direction",
-            lambda body, index=index, chunk=foreign: body.with_chunk(index, chunk),
+            _put_chunk(index, foreign),
             errors.AuthenticationError,
             index,
         )
@@ -347,7 +379,7 @@ def _stream_mutations(where: Where, past: WireBody, other: WireBody) -> Iterator
     )
     yield from _truncated(where, past)
     for name, extra in (("a byte", b"\x00"), ("a chunk of zeros", bytes(len(past.chunks[0]))), ("a head", past.head)):
-        change = _on_bytes(lambda data, extra=extra: data + extra)
+        change = _longer_by(extra)
         yield Mutation(f"{where} goes on with {name}", where, change, errors.TruncatedError, fault_chunk=ALL)
 
 
@@ -398,10 +430,6 @@ def _truncated(where: Where, past: WireBody) -> Iterator[Mutation]:
     for index, offset in ((index, offset) for index in chunks for offset in (0, unit - 1)):
         at = first + index * unit + offset
         name = f"chunk {index}, byte {offset}"
-        cut = _on_bytes(lambda data, at=at: data[:at])
+        cut = _cut_to(at)
         yield Mutation(f"{where} cut at {name}", where, cut, errors.TruncatedError, fault_chunk=index)
         yield Mutation(f"{where} lost at {name}", where, _lost_after(at), errors.TransportError, fault_chunk=index)
-
-
-def _lost_after(size: int) -> Change:
-    return lambda message: message.cut(size)

@@ -93,3 +93,12 @@ def test_sender_ids_towards_two_keysets_cannot_be_compared() -> None:
     assert sender_id(bytes(32), key) == sender_id(bytes(32), key)
     assert sender_id(bytes(32), key) != sender_id(bytes(31) + b"\x01", key)
     assert sender_id(bytes(32), key) != sender_id(bytes(32), key[::-1])
+
+
+def test_expired_private_keys_are_forgotten_without_any_request() -> None:
+    deployment = Deployment()
+    replica = deployment.replica(keyset_seconds=1000)
+    replica.current()
+    deployment.clock.seconds += 1000
+    replica.drop_expired()
+    assert replica._keysets == []
