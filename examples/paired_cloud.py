@@ -22,7 +22,8 @@ def paired_cloud(base: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "splitinfer", "--home", str(base / "cloud"), "serve", "--port", "0", "--json"]
     with subprocess.Popen([*command, "--pair", str(base / "device")], stdout=subprocess.PIPE, text=True) as cloud:
         try:
-            yield json.loads(cloud.stdout.readline())["url"]
+            line = cloud.stdout.readline() if cloud.stdout else ""
+            yield json.loads(line)["url"]
         finally:
             cloud.terminate()
 
@@ -40,8 +41,8 @@ def main() -> None:
             for piece in stream:
                 print(piece, end="", flush=True)
             print(f"\n{stream.answer.egress}")
-            events = {event.event: event.count for event in stream.answer.receipt.body.events}
-            print(f"the cloud's receipt: {events}")
+            if receipt := stream.answer.receipt:
+                print(f"the cloud's receipt: { {event.event: event.count for event in receipt.body.events} }")
 
 
 if __name__ == "__main__":

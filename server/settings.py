@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from splitinfer.errors import UsageError
+from trust_models.remote_url import is_loopback
 
 __all__ = ["ServerSettings", "load_settings", "make_settings", "require_safe_address"]
 
@@ -63,7 +63,7 @@ def require_safe_address(settings: ServerSettings) -> None:
     """Refuse half a TLS set-up, and a public address without TLS; raises UsageError."""
     if (settings.tls_certificate is None) != (settings.tls_private_key is None):
         raise UsageError("tls_certificate and tls_private_key belong together; give both files or neither")
-    if settings.tls_certificate is None and not _is_loopback(settings.host):
+    if settings.tls_certificate is None and not is_loopback(settings.host):
         raise UsageError(
             "the server would listen to other machines without TLS; give tls_certificate and tls_private_key, "
             'or write host = "127.0.0.1"'
@@ -72,12 +72,3 @@ def require_safe_address(settings: ServerSettings) -> None:
 
 def _key(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -17,7 +17,7 @@ from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Replica, ReplicaKeys
 from splitinfer.attestation.sender import sender_id
 from splitinfer.cache.snapshot import wipe
-from splitinfer.errors import ManifestError, SplitInferError, UsageError
+from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, StaleKeysetError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
 from splitinfer.model.engine import Decoding, Engine
 from splitinfer.receive.expectations import Expectations, check_request
@@ -36,7 +36,7 @@ from splitinfer.sealing.manifest import (
     ResponseManifest,
     cache_bytes,
 )
-from splitinfer.sealing.receipt import RECEIPT_BYTES, Event, ReceiptBody, receipt_block, sign_receipt
+from splitinfer.sealing.receipt import RECEIPT_BYTES, Event, ReceiptBody, receipt_region, sign_receipt
 from splitinfer.sealing.stream import FRAME_CHUNK_BYTES
 from splitinfer.sealing.transfer import SealedBody, TransferKeys, seal_reply
 
@@ -115,7 +115,7 @@ class CloudService:
     def _decode(self, opened: OpenedRequest, manifest: RequestManifest, answer: _Answer) -> CloudReply:
         """Cache in, tokens out; each token's frame is sealed as soon as the token exists."""
         if manifest.sampling is None or manifest.last_token is None:
-            raise ManifestError("a decode request names sampling and a last token")
+            raise LayoutMismatchError("a decode request names sampling and a last token")
         params = manifest.sampling.params()
         padded = manifest.tokens.padded
         layout = self._expected.layout
@@ -232,14 +232,14 @@ class _Answer:
         self._opened, self._recipient, self._randomness = opened, recipient, randomness
         held = recipient.keyset(opened.head.manifest.keyset_digest)
         if held is None:
-            raise ManifestError("the keyset expired while the request was read")
+            raise StaleKeysetError("the keyset expired while the request was read; fetch the keyset again")
         self._held = held
         self._events: list[Event] = []
         self.manifest: RequestManifest | None = None
 
     @property
     def request_sha256(self) -> str:
-        return self._opened.manifest_sha256
+        return self._opened.sealed_manifest_sha256
 
     def log(self, event: str, count: int) -> None:
         self._events.append(Event.model_validate({"event": event, "count": count}))
@@ -318,7 +318,7 @@ class _Answer:
             served_at=self._recipient.now(),
             events=self._events,
         )
-        return receipt_block(sign_receipt(body, signer=self._held.signer))
+        return receipt_region(sign_receipt(body, signer=self._held.signer))
 
 
 class _Body(Iterator[memoryview | bytes]):

@@ -11,7 +11,7 @@ SplitInferError
 ├── ModelError                     exit 7
 │   ├── ModelNotFoundError
 │   ├── UnsupportedModelError
-│   └── ModelMismatchError
+│   └── ModelMismatchError         exit 4
 ├── AttestationError               exit 4   who the recipient is could not be established
 │   ├── RecipientMismatchError
 │   └── StaleKeysetError
@@ -101,7 +101,7 @@ class UsageError(SplitInferError):
 
 
 class StateError(SplitInferError):
-    """The state folder lacks something or has the wrong owner or permissions."""
+    """Something in the state folder is missing, malformed, expired, or readable by others."""
 
     code = "state"
     exit_code = 2

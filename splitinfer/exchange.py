@@ -6,7 +6,7 @@ permit -> appraised recipient -> sealed request -> released -> transport -> open
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -65,8 +65,8 @@ class Ask:
     """What to send, before it is known to which keys: sealed manifest fields, pieces, and their exact sizes."""
 
     route: Route
-    manifest: RequestManifest
-    pieces: Iterable[memoryview | bytes]
+    manifest: RequestManifest = field(repr=False)
+    pieces: Iterable[memoryview | bytes] = field(repr=False)
     following_bytes: int
     chunk_bytes: int
 

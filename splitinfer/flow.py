@@ -131,6 +131,7 @@ class Flow:
             if not self._may_fall_back():
                 raise
             self._progress.mode, self._progress.is_fallback = TrustMode.LOCAL, True
+            self._progress.is_exact = True
             yield from self._local()
 
     def _may_fall_back(self) -> bool:
@@ -203,7 +204,7 @@ class Flow:
         """Open a permit, lend an exchange, and close the permit with what really moved, whatever happens."""
         device, transport = self._device, self._device.transport
         if transport is None:
-            raise UsageError("this session has no transport")
+            raise UsageError("this session has no transport; open it with a policy that has [remote]")
         permit = device.gate.open(self._intent(ask))
         exchange = self._progress.exchange = Exchange(
             permit,
@@ -231,7 +232,8 @@ class Flow:
         recipient = exchange.appraise(pinned_sha256=self._device.pinned_sha256, seen=self._device.seen)
         reply = exchange.send(ask, recipient)
         theirs = reply.manifest.numerics
-        self._progress.is_exact = theirs is not None and theirs.numerics() == self._engine.numerics
+        same = theirs is not None and theirs.numerics() == self._engine.numerics
+        self._progress.is_exact = same and codec.CODECS[self._device.policy.transfer.codec].is_exact
         return reply
 
     def _receive(self, exchange: Exchange, reply: OpenedReply, ask: Ask) -> CacheSnapshot:

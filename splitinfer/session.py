@@ -51,21 +51,24 @@ class Session:
         """Open a session: the policy (a built-in name, a TOML file, or a Policy), the model that it names, the log.
 
         `engine` reuses a model that is loaded already, `transport` replaces HTTP, `on_prefill(done, total)` is called
-        after every prefill step on the device. Raises PolicyError, ModelError and its kinds, StateError,
-        AuditLogError.
+        after every prefill step on the device. Raises PolicyError, ModelError and its kinds,
+        UnsupportedCacheError, StateError, TransportError for an unusable URL or CA, AuditLogError.
         """
         rules = policy if isinstance(policy, Policy) else resolve(str(policy))
         folder = home if isinstance(home, Home) else Home.find(str(home) if home else None)
         remote = _remote(rules, folder)
         engine = engine or load_engine(rules.model.source, home=folder, expected=rules.model.weights_sha256)
+        transport = transport or (HttpTransport(remote.url, tls_ca=remote.tls_ca) if remote else None)
+        key = folder.key("device")
+        # Last, so that nothing after it can fail and leave the log open.
         log = open_log(folder, Path(rules.audit.path) if rules.audit.path else None)
         device = Device(
             policy=rules,
             engine=engine,
             gate=Gate(log, keep_receipt=receipt_keeper(folder)),
             pinned_sha256=remote.identity_sha256 if remote else "",
-            transport=transport or (HttpTransport(remote.url, tls_ca=remote.tls_ca) if remote else None),
-            key=folder.key("device"),
+            transport=transport,
+            key=key,
             seen=SeenFile(folder),
             clock=time.time,
             randomness=secrets.token_bytes,
@@ -136,7 +139,7 @@ class AnswerStream:
 
 
 def load_engine(source: str, *, home: Home, expected: str | None = None) -> Engine:
-    """Load a model with its digests cached in the state folder; raises ModelError and its kinds."""
+    """Load a model with its digests cached in the state folder; raises ModelError kinds, UnsupportedCacheError."""
     return Engine(load(source, expected_weights_sha256=expected, digest_cache=DigestCache(home.digests)))
 
 

@@ -51,9 +51,9 @@ _SEALED = (
 )
 _OBSERVERS = (
     "Whoever watches the network sees that this device and that address talk, when, for how long, and sizes rounded "
-    "up to a bucket (64 tokens at the least); no text. In clear inside the connection stand only a format "
-    "version, the key set in use, a transfer number, a pseudonym of this device for that key set, a chunk size and "
-    "an expiry time."
+    "up to a bucket (64 tokens at the least); no text. In clear inside the connection stand a format "
+    "version and suite, the key set in use, a transfer number, a pseudonym of this device for that key set, a chunk "
+    "size, an expiry time, and random or cryptographic values (wrapped key, nonces, commitment, signature)."
 )
 _CHOICE = (
     "If public texts are chosen with the help of private text, as a search for fitting documents does, the choice "

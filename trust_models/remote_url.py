@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import SplitResult, urlsplit
 
-__all__ = ["check_url"]
+__all__ = ["check_url", "is_loopback"]
 
 _FORM = 'write url = "https://HOST" or "https://HOST:PORT"'
 
@@ -23,7 +23,7 @@ def check_url(url: str) -> str:
         raise ValueError(f"remote.url holds credentials; devices are known by their keys, so {_FORM}")
     if parts.path not in {"", "/"} or "?" in url or "#" in url:
         raise ValueError(f"remote.url has a path, query or fragment; {_FORM}")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ValueError("remote.url uses http to a host that is not this machine; write https:// instead of http://")
     return f"{parts.scheme}://{parts.netloc}"
 
@@ -42,7 +42,8 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine by its name or address."""
     if host == "localhost":
         return True
     try:

@@ -5,7 +5,6 @@ The only module that makes a `VerifiedRecipient`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, Certificate, Keyset, KeysetReply, identity_sha256
@@ -14,7 +13,7 @@ from splitinfer.handoff import VerifiedRecipient
 from splitinfer.sealing.manifest import parse_wire
 from splitinfer.sealing.signing import Purpose, verify
 
-__all__ = ["SeenKeysets", "Unseen", "appraise"]
+__all__ = ["SeenKeysets", "appraise"]
 
 
 class SeenKeysets(Protocol):
@@ -28,22 +27,6 @@ class SeenKeysets(Protocol):
 
     def remember(self, *, identity_sha256: str, generation: int, replica_id: str, epoch: int) -> None:
         """Record what was accepted, durably."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unseen:
-    """Nothing seen before and nothing remembered; for a first look at a fingerprint."""
-
-    def highest_epoch(self, replica_id: str) -> int:  # noqa: ARG002
-        """Return 0."""
-        return 0
-
-    def highest_generation(self, identity_sha256: str) -> int:  # noqa: ARG002
-        """Return 0."""
-        return 0
-
-    def remember(self, *, identity_sha256: str, generation: int, replica_id: str, epoch: int) -> None:
-        """Keep nothing."""
 
 
 def appraise(data: bytes, *, pinned_sha256: str, now: int, seen: SeenKeysets) -> VerifiedRecipient:

@@ -30,6 +30,7 @@ __all__ = [
     "ReplicaKeys",
     "certify",
     "identity_sha256",
+    "replica_id_of",
 ]
 
 CERTIFICATE_SECONDS = 24 * 3600
@@ -81,6 +82,11 @@ class KeysetReply(WireModel):
 def identity_sha256(identity_public_key: bytes) -> str:
     """Return the fingerprint that policies pin: hex SHA-256 of the raw 32-byte Ed25519 key."""
     return hashlib.sha256(identity_public_key).hexdigest()
+
+
+def replica_id_of(replica_public_key: bytes) -> str:
+    """Return a replica's id: the first 16 bytes of SHA-256 of its raw Ed25519 key, in hex."""
+    return hashlib.sha256(replica_public_key).hexdigest()[:32]
 
 
 def certify(

@@ -8,13 +8,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from splitinfer.egress.log import AuditLog
-from splitinfer.egress.proofs import check_proof, prove
+from splitinfer.egress.proofs import check_extension, check_proof, is_extension_proof, prove, prove_extension
 from splitinfer.egress.receipts import check_kept_receipts
 from splitinfer.egress.verification import read_records, stored_log, verify
 from splitinfer.errors import StateError, UsageError
@@ -27,6 +28,8 @@ _EPILOG = """examples:
   splitinfer audit verify --against 2026-11.checkpoint   the log still extends it
   splitinfer audit prove 17 -o 17.tlog-proof
   splitinfer audit check-proof 17.tlog-proof
+  splitinfer audit prove --extends 120 -o new.proof      for an auditor who keeps a checkpoint of 120 records
+  splitinfer audit check-proof new.proof --against 2026-11.checkpoint
 
 `verify` proves what the gate released, in order, unchanged since the last checkpoint that somebody keeps elsewhere.
 A log of which nobody kept a checkpoint proves nothing against its own device.
@@ -50,11 +53,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check.add_argument("--against", metavar="FILE", help="check too that the log extends this older checkpoint")
     sign = _command(commands, "checkpoint", "sign the log's present head", _checkpoint)
     sign.add_argument("-o", "--output", metavar="FILE", help="write the checkpoint there instead of to stdout")
-    proof = _command(commands, "prove", "make a proof that a record is in the log", _prove)
-    proof.add_argument("index", type=int, metavar="INDEX", help="the record's number, as `show` prints it")
+    proof = _command(
+        commands, "prove", "make a proof that a record is in the log, or that the log extends a head", _prove
+    )
+    what = proof.add_mutually_exclusive_group(required=True)
+    what.add_argument("index", nargs="?", type=int, metavar="INDEX", help="the record's number, as `show` prints it")
+    what.add_argument("--extends", type=int, metavar="SIZE", help="prove that the log extends its first SIZE records")
     proof.add_argument("-o", "--output", metavar="FILE", help="write the proof there instead of to stdout")
     checked = _command(commands, "check-proof", "check such a proof and print its record", _check_proof)
     checked.add_argument("file", metavar="FILE", help="the proof")
+    checked.add_argument("--against", metavar="FILE", help="the older checkpoint, for a proof by `prove --extends`")
+    erased = _command(commands, "erase", "erase a salt, so that its commitment can no longer be linked", _erase)
+    erased.add_argument("salt", metavar="SALT", help="a record's checkpoint_salt or receipt_salt")
 
 
 def _command(
@@ -132,27 +142,25 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _checkpoint(args: argparse.Namespace) -> int:
-    directory, key = _log_directory(args), _private_key(args)
-    with stored_log(directory) as stored:
-        origin = stored.origin()
-    log = AuditLog.open(directory, origin=origin, checkpoint_key=key, clock=time.time, randomness=secrets.token_bytes)
-    try:
+    with _opened(args) as log:
         signed = log.checkpoint()
-    finally:
-        log.close()
     fields = {"checkpoint": signed.note, "size": signed.size, "root": signed.root.hex()}
     _write_or_print(args, signed.note, fields)
     return 0
 
 
 def _prove(args: argparse.Namespace) -> int:
-    text = prove(_log_directory(args), args.index)
-    _write_or_print(args, text, {"proof": text, "index": args.index})
+    directory = _log_directory(args)
+    text = prove(directory, args.index) if args.extends is None else prove_extension(directory, args.extends)
+    _write_or_print(args, text, {"proof": text, "index": args.index, "extends": args.extends})
     return 0
 
 
 def _check_proof(args: argparse.Namespace) -> int:
-    proven = check_proof(_read_text(args.file, "proof"), _public_key(args))
+    text = _read_text(args.file, "proof")
+    if is_extension_proof(text):
+        return _check_extension(args, text)
+    proven = check_proof(text, _public_key(args))
     head = proven.checkpoint
     if args.json:
         fields = {"verified": True, "index": proven.index, "origin": head.origin, "size": head.size}
@@ -161,6 +169,40 @@ def _check_proof(args: argparse.Namespace) -> int:
     print(f"record {proven.index} is in the log {head.origin} of {head.size} records:")
     print(describe(proven.record))
     return 0
+
+
+def _check_extension(args: argparse.Namespace, text: str) -> int:
+    if args.against is None:
+        raise UsageError("this proof is of an extension; give the older checkpoint with --against FILE")
+    older, newer = check_extension(text, _read_text(args.against, "checkpoint"), _public_key(args))
+    if args.json:
+        fields = {"verified": True, "origin": newer.origin, "size": newer.size, "older_size": older.size}
+        print(json.dumps(fields))
+    else:
+        print(f"the log {newer.origin} of {newer.size} records extends the one of {older.size}")
+    return 0
+
+
+def _erase(args: argparse.Namespace) -> int:
+    with _opened(args) as log:
+        seq = log.erase(args.salt)
+    if args.json:
+        print(json.dumps({"erased": args.salt, "seq": seq}))
+    else:
+        print(f"erased; record {seq} says so")
+    return 0
+
+
+@contextmanager
+def _opened(args: argparse.Namespace) -> Iterator[AuditLog]:
+    directory, key = _log_directory(args), _private_key(args)
+    with stored_log(directory) as stored:
+        origin = stored.origin()
+    log = AuditLog.open(directory, origin=origin, checkpoint_key=key, clock=time.time, randomness=secrets.token_bytes)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def _write_or_print(args: argparse.Namespace, text: str, fields: Mapping[str, object]) -> None:

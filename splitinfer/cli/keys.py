@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, KeysetReply, certify, identity_sha256
+from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, KeysetReply, certify, identity_sha256, replica_id_of
 from splitinfer.egress.gate import Gate, Intent, Outcome
 from splitinfer.errors import SplitInferError, StateError, UsageError
 from splitinfer.exchange import read_keyset
@@ -117,7 +116,16 @@ def _fingerprint(home: Home, url: str, tls_ca: Path | None) -> str:
     """Ask the cloud who it says it is, through the gate; nothing is believed yet."""
     log = open_log(home)
     try:
-        nobody = Intent("trust", "", "", "none", "", 0, 0, ())
+        nobody = Intent(
+            mode="trust",
+            policy_sha256="",
+            recipient_identity_sha256="",
+            protection="none",
+            codec="",
+            tokens_bucket=0,
+            bytes_up_bound=0,
+            fields_in_clear=(),
+        )
         permit = Gate(log, keep_receipt=receipt_keeper(home)).open(nobody)
         try:
             data = read_keyset(HttpTransport(url, tls_ca=tls_ca), permit)
@@ -146,7 +154,7 @@ def _certify(args: argparse.Namespace) -> int:
     public = bytes.fromhex(args.key)
     certificate = certify(
         home.key("identity"),
-        replica_id=hashlib.sha256(public).hexdigest()[:32],
+        replica_id=replica_id_of(public),
         replica_public_key=public,
         generation=generation(home),
         now=int(time.time()),

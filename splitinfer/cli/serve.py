@@ -16,6 +16,7 @@ from splitinfer.errors import UsageError
 from splitinfer.home import Home
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
+from trust_models.remote_url import is_loopback
 
 if TYPE_CHECKING:
     from splitinfer.cloud import CloudService
@@ -55,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _serve(args: argparse.Namespace) -> int:
     try:
         from server.run import serve
-        from server.settings import ServerSettings, load_settings
+        from server.settings import ServerSettings, load_settings, make_settings
     except ModuleNotFoundError as error:
         raise UsageError("serving needs the extra: pip install 'splitinfer[server]'") from error
     from splitinfer.cloud import CloudService
@@ -63,7 +64,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     settings = load_settings(args.config) if args.config else ServerSettings()
     given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
-    settings = settings.model_copy(update=given)
+    settings = make_settings({**settings.model_dump(), **given})
     home = Home.find(args.home)
     if args.pair:
         _require_loopback(settings.host)
@@ -111,7 +112,7 @@ def _announce(args: argparse.Namespace, url: str, fingerprint: str) -> None:
 
 
 def _require_loopback(host: str) -> None:
-    if host not in ("127.0.0.1", "::1", "localhost"):
+    if not is_loopback(host):
         raise UsageError("--pair works on loopback only; use `keys allow` and `keys trust` between machines")
 
 

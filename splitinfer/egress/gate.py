@@ -111,7 +111,7 @@ class Gate:
         self._log.append({"type": "denied", "code": error.code, "mode": mode, "policy_sha256": policy_sha256})
 
     def local(self, *, mode: str, policy_sha256: str, tokens_bucket: int) -> None:
-        """Log a request that was served on the device, so that absence from the log says something."""
+        """Log a request that is about to be served on the device, so that absence from the log says something."""
         fields = {"mode": mode, "policy_sha256": policy_sha256, "tokens_bucket": tokens_bucket, "bytes_sent": 0}
         self._log.append({"type": "local", "protection": "none", **fields})
 

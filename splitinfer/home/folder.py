@@ -26,9 +26,9 @@ class Home:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             mode = path.stat().st_mode
         except OSError as error:
-            raise StateError(f"the state folder cannot be made: {error.strerror}") from error
+            raise StateError(f"the state folder {path} cannot be made: {error.strerror}") from error
         if mode & 0o077:
-            raise StateError("the state folder can be read by others; run chmod 700 on it")
+            raise StateError(f"the state folder {path} can be read by others; run chmod 700 {path}")
 
     @classmethod
     def find(cls, given: str | None = None) -> Home:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from splitinfer.errors import StateError
 from splitinfer.home.folder import Home, write_private
+from trust_models.remote_url import check_url
 
 __all__ = ["Remote", "load_remote", "save_remote"]
 
@@ -55,6 +56,10 @@ def save_remote(home: Home, name: str, remote: Remote) -> None:
     path = _path(home, name)
     if not _PIN.fullmatch(remote.identity_sha256):
         raise StateError("an identity is 64 lower-case hexadecimal digits")
+    try:
+        check_url(remote.url)
+    except ValueError as error:
+        raise StateError(str(error)) from None
     values = [remote.url, str(remote.tls_ca or "")]
     if any('"' in value or "\\" in value or not value.isprintable() for value in values):
         raise StateError("a remote's url and tls_ca may not contain quotes, backslashes or control characters")

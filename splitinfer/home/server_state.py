@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from splitinfer.attestation.keyset import Certificate, Replica, certify
+from splitinfer.attestation.keyset import Certificate, Replica, certify, replica_id_of
 from splitinfer.errors import ManifestError, StateError
 from splitinfer.home.folder import Home, write_private
 from splitinfer.sealing.manifest import parse_wire
@@ -65,7 +64,7 @@ def make_replica(home: Home, *, clock: Callable[[], float] = time.time) -> Repli
 def _self_certified(home: Home, clock: Callable[[], float]) -> tuple[Ed25519PrivateKey, Callable[[], Certificate]]:
     identity, key = home.key("identity"), Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes_raw()
-    replica_id = hashlib.sha256(public).hexdigest()[:32]
+    replica_id = replica_id_of(public)
     held: list[Certificate] = []
 
     def certificate() -> Certificate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from splitinfer.errors import LimitExceededError, ManifestError, TruncatedError
+from splitinfer.errors import LayoutMismatchError, LimitExceededError, ManifestError, TruncatedError
 from splitinfer.handoff import Sink, Source
 from splitinfer.receive.reading import MAX_MANIFEST_BYTES, read_exact, require_end
 from splitinfer.sealing.keys import Direction
@@ -24,7 +24,7 @@ __all__ = ["ChunkReader"]
 
 
 class ChunkReader:
-    """Reads one stream: `manifest()` first, then `fill` or `blocks`, then `finish` with the sender's key.
+    """Reads one stream: `manifest()`, `expect()`, then `fill` and `read`, then `finish` with the sender's key.
 
     The number of chunks is unknown until the manifest said what follows (`expect`); until then no chunk is final.
     """
@@ -85,10 +85,10 @@ class ChunkReader:
         for size in sizes:
             target = sink.slab()
             if len(target) != size:
-                raise LimitExceededError("the sink expects a slab of another size")
+                raise LayoutMismatchError("the sink expects a slab of another size")
             self._fill(target)
 
-    def block(self, size_bytes: int) -> bytes:
+    def read(self, size_bytes: int) -> bytes:
         """Decrypt the next `size_bytes`."""
         data = bytearray(size_bytes)
         self._fill(memoryview(data))

@@ -1,4 +1,4 @@
-"""What a recipient accepts, compared with what an authenticated manifest says (checks 14 to 17); both sides."""
+"""What a recipient accepts, compared with what an authenticated manifest says (checks 9 and 14 to 17); both sides."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_request(manifest: RequestManifest, expected: Expectations) -> None:
 
 
 def check_response(manifest: ResponseManifest, expected: Expectations, *, tokens: int, request_sha256: str) -> None:
-    """Run checks 9, 14, 15 and 17 on a reply's manifest; a refusal has no model to compare."""
+    """Run checks 9, 14, 15 and 17 on a reply's manifest; none on a refusal, which has no model to compare."""
     if manifest.kind == "refusal":
         return
     if manifest.request_manifest_sha256 != request_sha256:

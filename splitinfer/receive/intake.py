@@ -62,20 +62,20 @@ class RecipientState(Protocol):
 
 @dataclass(slots=True)
 class OpenedRequest:
-    """A request whose head passed checks 1 to 10: its sender is known, its content is still to be read."""
+    """A request whose head passed checks 1 to 5 and 7 to 10: its sender is known, its content is still to be read."""
 
     head: RequestHead
     manifest_digest: bytes
     content_key: bytes = field(repr=False)
     sender: bytes
     reader: ChunkReader
-    manifest_sha256: str = ""
+    sealed_manifest_sha256: str = ""
 
     def manifest(self) -> RequestManifest:
         """Open and parse the sealed manifest (checks 1, 2, 11)."""
         data = self.reader.manifest()
         manifest = parse_wire(RequestManifest, data, what="sealed manifest")
-        self.manifest_sha256 = manifest.digest.hex()
+        self.sealed_manifest_sha256 = manifest.digest.hex()
         return manifest
 
     def receive(self, sink: Sink[T], sizes: Iterator[int], *, data_bytes: int) -> VerifiedTransfer[T]:
@@ -84,12 +84,12 @@ class OpenedRequest:
 
 
 def open_request(source: Source, state: RecipientState) -> OpenedRequest:
-    """Read the clear head and run checks 1 to 10."""
+    """Read the clear head and run checks 1 to 5 and 7 to 10."""
     head = parse_wire(RequestHead, read_head(source), what="request head")
     manifest = head.manifest
+    require_chunk_bytes(manifest.chunk_bytes)
     if manifest.suite != SUITE:
         raise ManifestError(f"the suite must be {SUITE}")
-    require_chunk_bytes(manifest.chunk_bytes)
     _check_expiry(manifest.expires_at, state.now())
     keyset = state.keyset(manifest.keyset_digest)
     if keyset is None:
@@ -150,7 +150,7 @@ def finish_verified(
     try:
         reader.expect(data_bytes)
         reader.fill(sink, sizes)
-        tail = reader.block(tail_bytes)
+        tail = reader.read(tail_bytes)
         reader.finish(sender)
         if check_tail is not None:
             check_tail(tail)

@@ -27,7 +27,7 @@ from splitinfer.receive.reading import read_head
 from splitinfer.sealing.frames import Frame, FrameKind, parse_frame
 from splitinfer.sealing.keys import Direction, check_commitment, derive_stream_keys
 from splitinfer.sealing.manifest import RefusalWire, ReplyHead, ResponseManifest, parse_wire
-from splitinfer.sealing.receipt import RECEIPT_BYTES, Receipt, read_receipt_block
+from splitinfer.sealing.receipt import RECEIPT_BYTES, Receipt, read_receipt_region
 from splitinfer.sealing.stream import FRAME_CHUNK_BYTES, ChunkCipher
 from splitinfer.sealing.transfer import TransferKeys
 
@@ -86,7 +86,7 @@ class OpenedReply:
         """Receive a cache and the receipt behind it; on any failure, the receipt's included, the sink is wiped."""
 
         def check_tail(tail: bytes) -> None:
-            self.receipt = read_receipt_block(tail)
+            self.receipt = read_receipt_region(tail)
             check_receipt(self.receipt)
 
         return finish_verified(
@@ -113,7 +113,7 @@ class OpenedReply:
         self.reader.expect(count * FRAME_CHUNK_BYTES + RECEIPT_BYTES)
         ended = False
         for _ in range(count):
-            frame = parse_frame(self.reader.block(FRAME_CHUNK_BYTES))
+            frame = parse_frame(self.reader.read(FRAME_CHUNK_BYTES))
             if ended and frame.kind is not FrameKind.PAD:
                 raise ManifestError("frames follow the end of the answer")
             if frame.kind is FrameKind.PAD and not ended:
@@ -135,7 +135,7 @@ class OpenedReply:
         return refusal_error(refusal.code, refusal) if refusal else ManifestError("the refusal names no code")
 
     def _finish(self) -> None:
-        self.receipt = read_receipt_block(self.reader.block(RECEIPT_BYTES))
+        self.receipt = read_receipt_region(self.reader.read(RECEIPT_BYTES))
         self.reader.finish(self.sent.receipt_public_key)
         self.reader.wipe()
 

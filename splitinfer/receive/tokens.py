@@ -1,4 +1,4 @@
-"""The sink of a prompt: one slab of 4-byte token ids, zero-padded; on the cloud."""
+"""A prompt's one slab: token ids to 4-byte integers on the sender, back to checked ids on the recipient; both sides."""
 
 from __future__ import annotations
 

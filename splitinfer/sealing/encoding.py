@@ -9,7 +9,7 @@ import rfc8785
 
 from splitinfer.errors import ManifestError
 
-__all__ = ["canonical", "from_hex", "parse_canonical", "prefixed"]
+__all__ = ["canonical", "parse_canonical", "prefixed"]
 
 
 def canonical(value: Mapping[str, object]) -> bytes:
@@ -31,17 +31,6 @@ def parse_canonical(data: bytes, *, what: str) -> dict[str, object]:
     if not isinstance(value, dict) or again != data:
         raise ManifestError(f"the {what} is not canonical JSON (RFC 8785)")
     return value
-
-
-def from_hex(value: str, *, size_bytes: int, what: str) -> bytes:
-    """Decode lower-case hexadecimal of an exact length; raises ManifestError."""
-    try:
-        data = bytes.fromhex(value)
-    except ValueError as error:
-        raise ManifestError(f"{what} is not hexadecimal") from error
-    if len(data) != size_bytes or data.hex() != value:
-        raise ManifestError(f"{what} must be {size_bytes} bytes of lower-case hexadecimal")
-    return data
 
 
 def prefixed(data: bytes) -> bytes:

@@ -7,7 +7,7 @@ A frame is 512 bytes: kind, 2-byte payload length, payload, zeros. Frames after 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from splitinfer.errors import LimitExceededError, ManifestError
@@ -37,7 +37,7 @@ class Frame:
     """A parsed frame: its kind and one of token ids, finish reason or refusal code."""
 
     kind: FrameKind
-    token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
     finish_reason: str = ""
     code: str = ""
 

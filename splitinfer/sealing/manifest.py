@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from splitinfer import handoff, schedule
 from splitinfer.errors import ManifestError, UsageError
 from splitinfer.sealing.encoding import canonical, parse_canonical, prefixed
+from splitinfer.sealing.keys import WRAP_BYTES
 
 __all__ = [
     "MANIFEST_REGION_BYTES",
@@ -44,7 +45,7 @@ MANIFEST_REGION_BYTES = 4096
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
-HexWrap = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2336}$")]
+HexWrap = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * WRAP_BYTES}}}$")]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Short = Annotated[str, StringConstraints(max_length=64)]
 Decimals = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$")]

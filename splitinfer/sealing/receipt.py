@@ -14,7 +14,7 @@ from splitinfer.sealing.encoding import prefixed
 from splitinfer.sealing.manifest import Count, Hex16, Hex32, Hex64, Short, WireModel, parse_wire
 from splitinfer.sealing.signing import Purpose, Signer
 
-__all__ = ["RECEIPT_BYTES", "Event", "Receipt", "ReceiptBody", "read_receipt_block", "receipt_block", "sign_receipt"]
+__all__ = ["RECEIPT_BYTES", "Event", "Receipt", "ReceiptBody", "read_receipt_region", "receipt_region", "sign_receipt"]
 
 RECEIPT_BYTES = 2048
 
@@ -57,7 +57,7 @@ def sign_receipt(body: ReceiptBody, *, signer: Signer) -> Receipt:
     return Receipt(body=body, signature=signer(Purpose.RECEIPT, body.to_bytes()).hex())
 
 
-def receipt_block(receipt: Receipt) -> bytes:
+def receipt_region(receipt: Receipt) -> bytes:
     """Lay out a receipt in its fixed 2,048 bytes: 4-byte length, JSON, zeros."""
     block = prefixed(receipt.to_bytes())
     if len(block) > RECEIPT_BYTES:
@@ -65,7 +65,7 @@ def receipt_block(receipt: Receipt) -> bytes:
     return block.ljust(RECEIPT_BYTES, b"\x00")
 
 
-def read_receipt_block(block: bytes) -> Receipt:
+def read_receipt_region(block: bytes) -> Receipt:
     """Parse a receipt block; raises ManifestError. The signature is checked against the log by `egress.receipts`."""
     size = int.from_bytes(block[:4], "big")
     if size > len(block) - 4 or any(block[4 + size :]):

@@ -8,7 +8,7 @@ count, root of all earlier chunks). Layer and range are bound by position under 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -109,10 +109,10 @@ class SealedStream:
     chunk_bytes: int
     data_bytes: int
     manifest_digest: bytes
-    pieces: Iterable[memoryview | bytes]
+    pieces: Iterable[memoryview | bytes] = field(repr=False)
     signer: Signer
     chunks: ChunkRoot
-    _is_pulled: bool = False
+    _is_pulled: bool = field(default=False, init=False)
 
     @property
     def count(self) -> int:

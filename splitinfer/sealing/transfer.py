@@ -126,8 +126,8 @@ def seal_reply(
 
 @dataclass(frozen=True, slots=True)
 class _Plaintext:
-    region: bytes
-    pieces: Iterable[memoryview | bytes]
+    region: bytes = field(repr=False)
+    pieces: Iterable[memoryview | bytes] = field(repr=False)
     following_bytes: int
     chunk_bytes: int
 

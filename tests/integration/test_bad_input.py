@@ -241,10 +241,19 @@ def test_keyset_from_the_future_gets_nothing(pair: Paired, tiny_on_cloud: Engine
 
 
 def test_expired_certificate_gets_nothing(pair: Paired, tiny_on_cloud: Engine, command: CommandLine) -> None:
+    cloud = CountingCloud(pair.service(tiny_on_cloud, clock=lambda: time.time() - DAY - 7200))
+    assert sealed(pair, cloud, command).is_refusal("keyset_stale", 4, "certificate")
+    assert cloud.routes == [Route.KEYSET]
+    assert pair.last["bytes_sent"] == 0
+
+
+def test_replica_whose_certificate_has_expired_serves_nothing(
+    pair: Paired, tiny_on_cloud: Engine, command: CommandLine
+) -> None:
     replica = pair.replica(Ed25519PrivateKey.generate(), certified_at=time.time() - DAY - 10)
-    assert sealed(pair, pair.service(tiny_on_cloud, replica=replica), command).is_refusal(
-        "keyset_stale", 4, "certificate"
-    )
+    cloud = CountingCloud(pair.service(tiny_on_cloud, replica=replica))
+    assert sealed(pair, cloud, command).is_refusal("remote_refused", 5)
+    assert cloud.routes == [Route.KEYSET]
 
 
 def test_certificate_that_the_identity_did_not_sign_gets_nothing(
@@ -306,7 +315,7 @@ def one_element_off(tiny_directory: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 def test_weights_that_differ_by_one_element_are_refused_before_any_decode(
-    mode: str, pair: Paired, tiny: Engine, one_element_off: Engine, command: CommandLine, tmp_path: Path
+    *, mode: str, pair: Paired, tiny: Engine, one_element_off: Engine, command: CommandLine, tmp_path: Path
 ) -> None:
     (tmp_path / "public.txt").write_text("a public text")
     decoded = tiny.decoded_tokens + one_element_off.decoded_tokens
@@ -490,6 +499,7 @@ def lost_sync(self: OsFiles, handle: int) -> None:
     ids=["full", "read-only", "fsync"],
 )
 def test_nothing_is_sent_where_the_log_cannot_be_written(
+    *,
     operation: str,
     failing: Callable[..., object],
     has_log: bool,

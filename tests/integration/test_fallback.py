@@ -64,6 +64,7 @@ def local_ids(pair: Paired, segments: list[Segment], engine: Engine, **sampling:
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: error.code)
 def test_device_takes_over_after_a_transport_failure(
+    *,
     mode: str,
     error: TransportError,
     at: int,
@@ -100,7 +101,7 @@ def test_fallback_is_logged_after_the_failure_and_names_the_same_policy(
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: error.code)
 def test_refuse_is_the_default_and_ends_the_run(
-    mode: str, error: TransportError, pair: Paired, tiny: Engine, tiny_on_cloud: Engine, segments: list[Segment]
+    *, mode: str, error: TransportError, pair: Paired, tiny: Engine, tiny_on_cloud: Engine, segments: list[Segment]
 ) -> None:
     transport = FailingTransport(MemoryTransport(pair.service(tiny_on_cloud)), error, at=2)
     decoded = tiny.decoded_tokens
@@ -171,7 +172,7 @@ class _Flipped:
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 @pytest.mark.parametrize("byte", [300, 5000, 20_000])
 def test_device_never_takes_over_after_one_flipped_bit(
-    mode: str, byte: int, pair: Paired, tiny: Engine, tiny_on_cloud: Engine, segments: list[Segment]
+    *, mode: str, byte: int, pair: Paired, tiny: Engine, tiny_on_cloud: Engine, segments: list[Segment]
 ) -> None:
     transport = FlippingTransport(MemoryTransport(pair.service(tiny_on_cloud)), byte=byte)
     policy = policy_of(mode, on_remote_failure="local")
@@ -249,9 +250,12 @@ def test_fallback_is_exact_whatever_the_cloud_said_of_its_numerics(
     pair: Paired, tiny: Engine, segments: list[Segment]
 ) -> None:
     policy = policy_of("sealed-prefill", on_remote_failure="local")
-    with served(pair.service(other_numerics(tiny))) as door, cutting_proxy(door.port, down_bytes=(None, 20_000)) as proxy:
-        with pair.session(policy, tiny, transport=HttpTransport(proxy.url)) as session:
-            answer = session.run(segments, max_new_tokens=4)
+    with (
+        served(pair.service(other_numerics(tiny))) as door,
+        cutting_proxy(door.port, down_bytes=(None, 20_000)) as proxy,
+        pair.session(policy, tiny, transport=HttpTransport(proxy.url)) as session,
+    ):
+        answer = session.run(segments, max_new_tokens=4)
     assert answer.is_fallback
     assert answer.exact
 

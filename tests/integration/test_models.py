@@ -53,14 +53,14 @@ def test_prompt_is_longer_than_the_sliding_window(two_sides: tuple[str, Engine, 
     assert len(prompt.token_ids) - prompt.leading_public_tokens > 2 * WINDOW
 
 
-def test_verify_rows_accepts_an_honest_cache_or_names_the_sliding_layer(
+def test_verify_rows_accepts_an_honest_cache_or_names_the_window(
     two_sides: tuple[str, Engine, Engine], pair: Paired
 ) -> None:
     kind, ours, theirs = two_sides
     policy = policy_of("public-prefix", verify_rows=8)
     local = pair.run("local", PROMPT, ours, max_new_tokens=4)
     if kind in {"mistral", "gemma3_text"}:
-        with pytest.raises(UnsupportedCacheError, match="sliding"):
+        with pytest.raises(UnsupportedCacheError, match="window of 16"):
             pair.run(policy, PROMPT, ours, pair.service(theirs), max_new_tokens=4)
         return
     answer = pair.run(policy, PROMPT, ours, pair.service(theirs), max_new_tokens=4)

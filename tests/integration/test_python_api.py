@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 import splitinfer
 from splitinfer import Answer, Session, document, message, note, private, public, question
-from splitinfer.errors import PolicyError, PromptError, UsageError
+from splitinfer.errors import AuditLogError, PolicyError, PromptError, UsageError
 from splitinfer.model.engine import Engine
 from tests.support.memory_clouds import Paired, policy_of
 from tests.support.processes import ROOT
@@ -76,6 +77,20 @@ def test_public_takes_a_file_and_names_it_as_source(tmp_path: Path) -> None:
         note()
     with pytest.raises(PromptError, match="cannot be read"):
         public(path=tmp_path / "none.md")
+
+
+def test_session_that_ends_before_its_stream_logs_it_as_aborted(
+    pair: Paired, tiny: Engine, tiny_on_cloud: Engine
+) -> None:
+    with pair.session("sealed-decode", tiny, pair.service(tiny_on_cloud)) as session:
+        stream = session.stream([question("a")], max_new_tokens=40, temperature=2.0)
+        pieces = iter(stream)
+        next(pieces)
+    last = pair.last
+    with contextlib.suppress(AuditLogError):
+        stream.close()
+    assert (last["type"], last["status"]) == ("outcome", "aborted")
+    assert last["bytes_sent"] > 0
 
 
 def test_policy_rule_demotes_a_public_file_and_promotes_an_unlabelled_one(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import re
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ import pytest
 
 import splitinfer.embedded
 from splitinfer.attestation.keyset import identity_sha256
+from splitinfer.cli.main import main
 from splitinfer.cloud import CloudService
 from splitinfer.egress.verification import read_records, verify
 from splitinfer.errors import RemoteRefusedError
@@ -24,12 +27,12 @@ from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
 from splitinfer.model.engine import Engine
 from splitinfer.schedule import pad_tokens
-from splitinfer.segments import note, public, question
 from splitinfer.sealing.stream import ChunkCipher
+from splitinfer.segments import note, public, question
 from splitinfer.session import Session, load_engine
 from tests.support.clear_twin import clear_cache, clear_texts, clear_tokens, echoing, post, unsealed
 from tests.support.http_exchange import served
-from tests.support.processes import CloudProcess, cloud_process, route_through, run_cli
+from tests.support.processes import CloudProcess, cloud_process, environment, route_through
 from tests.support.recording_proxy import Capture, RecordingProxy
 from tests.support.scanner import Scanner
 from tests.support.wire import Message
@@ -75,7 +78,6 @@ class CommandRun:
     outcome: dict[str, Any]
     stdout: str
     stderr: str
-    returncode: int
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +95,39 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             yield Scene(cloud, proxy, device, load_engine("embedded", home=device), temporary)
 
 
+DEVICE_PROCESS = """
+import json, sys
+from splitinfer.cli.main import main
+for mode in sys.argv[1].split(","):
+    code = main([*sys.argv[2:], "--policy", mode])
+    print("@@", flush=True)
+    print("@@", code, file=sys.stderr, flush=True)
+"""
+
+
 @pytest.fixture(scope="module")
 def commands(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CommandRun]:
-    """Every remote mode from the command line: device and cloud are two processes."""
+    """Every remote mode by the command line, in a device process of its own."""
     files = tmp_path_factory.mktemp("texts")
     shown, hidden = files / "prices.md", files / f"{FILE_WORD}.txt"
     shown.write_text(DOCUMENT)
     hidden.write_text(NOTE)
-    runs = {}
-    for mode in REMOTE_MODES:
-        scene.proxy.take()
-        arguments = ["run", "--policy", mode, "--public", str(shown), "--private", str(hidden)]
-        done = run_cli(*arguments, "--max-new-tokens", "12", home=scene.device.path, text=QUESTION)
-        runs[mode] = CommandRun(scene.proxy.take(), scene.outcome(), done.stdout, done.stderr, done.returncode)
-    return runs
+    scene.proxy.take()
+    arguments = ["--home", str(scene.device.path), "run", "--public", str(shown), "--private", str(hidden)]
+    arguments += ["--private-text", QUESTION, "--max-new-tokens", "12"]
+    command = [sys.executable, "-c", DEVICE_PROCESS, ",".join(REMOTE_MODES), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    captures = scene.proxy.take()
+    outcomes = [dict(record) for record in read_records(scene.device.audit) if record["type"] == "outcome"]
+    printed = zip(done.stdout.split("@@"), re.split("@@ ([0-9]+)", done.stderr)[0::2], strict=True)
+    texts = list(printed)[: len(REMOTE_MODES)]
+    assert len(outcomes) == len(texts) == len(REMOTE_MODES)
+    assert len(captures) == 2 * len(REMOTE_MODES), "a keyset and a transfer for each"
+    return {
+        mode: CommandRun(captures[2 * at : 2 * at + 2], outcomes[at], *texts[at])
+        for at, mode in enumerate(REMOTE_MODES)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +149,6 @@ def test_the_audit_log_counts_exactly_the_bytes_that_crossed(
     scene: Scene, commands: dict[str, CommandRun], mode: str
 ) -> None:
     run = commands[mode]
-    assert run.returncode == 0, run.stderr
     assert run.outcome["status"] == "completed"
     crossed = [
         (capture.route, len(capture.request.body), len(capture.reply.body), capture.reply.status)
@@ -228,18 +248,22 @@ def test_nothing_of_the_prompt_is_in_either_state_folder_or_temporary_files(
         assert scanner.find_in_files(folder) == {}
 
 
-def test_nothing_of_the_prompt_is_in_the_text_of_an_error(scene: Scene, scanner: Scanner, tmp_path: Path) -> None:
+def test_nothing_of_the_prompt_is_in_the_text_of_an_error(
+    scene: Scene, scanner: Scanner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / f"{FILE_WORD}.txt"
     path.write_text(NOTE)
-    with _device_not_allowed(scene):
-        done = run_cli(
-            *("run", "--policy", "sealed-decode", "--json", "--private", str(path)),
-            home=scene.device.path,
-            text=QUESTION,
-        )
-    assert done.returncode == 5, done.stderr
-    assert json.loads(done.stdout)["error"] == "remote_refused"
-    assert scanner.find(done.stdout.encode()) | scanner.find(done.stderr.encode()) == set()
+    arguments = ["--home", str(scene.device.path), "run", "--private", str(path), "--private-text", QUESTION]
+    for extra in (
+        ["--policy", "sealed-decode"],
+        ["--policy", "sealed-prefill", "--json"],
+        ["--policy", "public-prefix"],
+    ):
+        with _device_not_allowed(scene):
+            assert main([*arguments, *extra]) in {3, 5}
+        shown = capsys.readouterr()
+        assert "error[" in shown.err
+        assert scanner.find(shown.out.encode()) | scanner.find(shown.err.encode()) == set()
 
 
 # --- the scanner can find -------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from splitinfer.sealing.manifest import (
     TokensWire,
     cache_bytes,
 )
-from splitinfer.sealing.receipt import Event, Receipt, ReceiptBody, receipt_block, sign_receipt
+from splitinfer.sealing.receipt import Event, Receipt, ReceiptBody, receipt_region, sign_receipt
 from splitinfer.sealing.signing import signer
 from splitinfer.sealing.stream import PROMPT_CHUNK_BYTES
 from splitinfer.sealing.transfer import SealedBody, TransferKeys, seal_reply, seal_request
@@ -273,7 +273,7 @@ def signed_receipt(key: Ed25519PrivateKey, **changes: object) -> Receipt:
 
 def receipt_bytes(key: Ed25519PrivateKey, **changes: object) -> bytes:
     """Lay out a signed receipt in its block."""
-    return receipt_block(signed_receipt(key, **changes))
+    return receipt_region(signed_receipt(key, **changes))
 
 
 def slab_sizes(tokens: int, layout: CacheLayout = LAYOUT) -> list[int]:

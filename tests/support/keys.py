@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from splitinfer.attestation.appraise import SeenKeysets, Unseen, appraise
+from splitinfer.attestation.appraise import SeenKeysets, appraise
 from splitinfer.attestation.keyset import (
     CERTIFICATE_SECONDS,
     KEYSET_SECONDS,
@@ -24,6 +24,22 @@ from splitinfer.sealing.signing import Purpose, sign
 
 NOW = 1_800_000_000
 NONCE = bytes(range(32))
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Nothing seen before and nothing remembered."""
+
+    def highest_epoch(self, replica_id: str) -> int:  # noqa: ARG002
+        """Return 0."""
+        return 0
+
+    def highest_generation(self, identity_sha256: str) -> int:  # noqa: ARG002
+        """Return 0."""
+        return 0
+
+    def remember(self, *, identity_sha256: str, generation: int, replica_id: str, epoch: int) -> None:
+        """Keep nothing."""
 
 
 @dataclass

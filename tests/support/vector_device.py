@@ -7,12 +7,13 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from splitinfer.attestation.appraise import Unseen, appraise
+from splitinfer.attestation.appraise import appraise
 from splitinfer.egress.gate import Intent, Permit
 from splitinfer.exchange import Ask, Exchange
 from splitinfer.handoff import ReleasedTransfer, Reply, Route
 from splitinfer.receive.tokens import TOKEN_BYTES, token_slab
 from splitinfer.sealing.manifest import RequestManifest
+from tests.support.keys import Unseen
 from tests.support.vectors import (
     BytesSource,
     Vector,

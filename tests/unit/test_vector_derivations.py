@@ -20,7 +20,7 @@ from splitinfer.receive.tokens import token_slab
 from splitinfer.sealing import frames
 from splitinfer.sealing.encoding import canonical, parse_canonical
 from splitinfer.sealing.keys import Direction, StreamKeys, derive_stream_keys, unwrap_content_key
-from splitinfer.sealing.receipt import ReceiptBody, read_receipt_block, receipt_block, sign_receipt
+from splitinfer.sealing.receipt import ReceiptBody, read_receipt_region, receipt_region, sign_receipt
 from splitinfer.sealing.signing import Purpose, sign, signer, verify
 from splitinfer.sealing.stream import TRAILER_PURPOSE, ChunkCipher, ChunkRoot, trailer_payload
 from tests.support.vectors import FOLDER, derivation, layout_of, replica_keys
@@ -165,8 +165,8 @@ def test_receipt() -> None:
     row = derivation("receipt")
     receipt = sign_receipt(ReceiptBody.model_validate(row["body"]), signer=signer(_key(row["private_key"])))
     assert receipt.signature == row["signature"]
-    assert receipt_block(receipt).hex() == row["block"]
-    assert read_receipt_block(_bytes(row, "block")) == receipt
+    assert receipt_region(receipt).hex() == row["block"]
+    assert read_receipt_region(_bytes(row, "block")) == receipt
 
 
 def test_audit_log() -> None:

@@ -223,7 +223,7 @@ def _receipt() -> Json:
         "public_key": ref.public(world.RECEIPT).hex(),
         "body": body,
         "signature": receipt["signature"],
-        "block": ref.receipt_block(receipt).hex(),
+        "block": ref.receipt_region(receipt).hex(),
     }
 
 

@@ -304,7 +304,7 @@ def frame_count(max_new_tokens: int) -> int:
     return count + 1
 
 
-def receipt_block(receipt: Json, *, fill: bytes = b"\x00") -> bytes:
+def receipt_region(receipt: Json, *, fill: bytes = b"\x00") -> bytes:
     return prefixed(canonical(receipt)).ljust(RECEIPT_BYTES, fill)
 
 

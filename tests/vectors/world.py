@@ -373,7 +373,7 @@ class ReplyCase:
             return self.block
         body = self.receipt_body()
         signature = ref.sign(self.receipt_key, "receipt", ref.canonical(body)).hex()
-        return ref.receipt_block({"body": body, "signature": signature}, fill=self.block_fill)
+        return ref.receipt_region({"body": body, "signature": signature}, fill=self.block_fill)
 
     def body(self, _wraps: Wraps) -> bytes:
         digest = self.request.manifest_digest

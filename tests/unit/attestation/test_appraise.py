@@ -5,12 +5,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitinfer.attestation.appraise import Unseen, appraise
+from splitinfer.attestation.appraise import appraise
 from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, Certificate, Keyset, KeysetReply, certify
 from splitinfer.errors import ManifestError, RecipientMismatchError, SplitInferError, StaleKeysetError
 from splitinfer.handoff import VerifiedRecipient
 from splitinfer.sealing.signing import Purpose, sign
-from tests.support.keys import NONCE, NOW, Deployment, Seen, signed_reply
+from tests.support.keys import NONCE, NOW, Deployment, Seen, Unseen, signed_reply
 
 IDENTITY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 REPLICA = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))

@@ -149,3 +149,61 @@ def test_missing_files_are_usage_errors(home: Path) -> None:
     for arguments in (["verify", "--against", str(home / "no")], ["check-proof", str(home / "no")]):
         with pytest.raises(UsageError):
             _run(home, *arguments)
+
+
+def _grown(home: Path) -> tuple[Path, Path]:
+    """Keep a checkpoint of three records, then let the log grow and prove that it extends them."""
+    kept, proof = home / "kept.checkpoint", home / "extends.proof"
+    _run(home, "checkpoint", "-o", str(kept))
+    log = open_real(home / "audit")
+    for _ in range(4):
+        log.append({"type": "local"})
+    log.close()
+    _run(home, "checkpoint", "-o", str(home / "newer.checkpoint"))
+    assert _run(home, "prove", "--extends", "3", "-o", str(proof)) == 0
+    return kept, proof
+
+
+def test_an_auditor_checks_an_extension_without_the_log(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, proof = _grown(home)
+    for path in (home / "audit").iterdir():
+        path.rename(home / f"gone-{path.name}")
+    capsys.readouterr()
+    assert _run(home, "check-proof", str(proof), "--against", str(kept)) == 0
+    assert "of 7 records extends the one of 3" in capsys.readouterr().out
+
+
+def test_an_extension_is_checked_against_an_older_checkpoint_only(home: Path) -> None:
+    kept, proof = _grown(home)
+    with pytest.raises(UsageError, match="--against"):
+        _run(home, "check-proof", str(proof))
+    with pytest.raises(BrokenLogError, match="another size"):
+        _run(home, "check-proof", str(proof), "--against", str(home / "newer.checkpoint"))
+    text = proof.read_text()
+    lines = text.split("\n")
+    proof.write_text("\n".join([*lines[:2], *lines[3:]]))
+    with pytest.raises(BrokenLogError):
+        _run(home, "check-proof", str(proof), "--against", str(kept))
+    other = lines[2].translate(str.maketrans("ABab", "BAba"))
+    proof.write_text("\n".join([*lines[:2], other, *lines[3:]]))
+    if other != lines[2]:
+        with pytest.raises(BrokenLogError):
+            _run(home, "check-proof", str(proof), "--against", str(kept))
+
+
+def test_no_extension_is_proved_beyond_the_last_checkpoint(home: Path) -> None:
+    _grown(home)
+    for size in ("0", "8"):
+        with pytest.raises(AuditLogError, match="covers 7 records"):
+            _run(home, "prove", "--extends", size)
+
+
+def test_an_erased_salt_is_gone_and_its_erasure_logged(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = open_real(home / "audit")
+    commitment, salt_id = log.commit(b"value")
+    log.close()
+    assert _run(home, "erase", salt_id, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"erased": salt_id, "seq": 3}
+    assert not (home / "audit" / "salts" / salt_id).exists()
+    assert _run(home, "verify") == 0
+    assert commitment

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from splitinfer.attestation.appraise import Unseen, appraise
+from splitinfer.attestation.appraise import appraise
 from splitinfer.attestation.keyset import Certificate, certify, identity_sha256
 from splitinfer.errors import SplitInferError, StateError
 from splitinfer.handoff import VerifiedRecipient
 from splitinfer.home import Home
 from splitinfer.home.server_state import allow_device, allowed_devices, generation, make_replica
-from tests.support.keys import NONCE, NOW, Clock
+from tests.support.keys import NONCE, NOW, Clock, Unseen
 
 KEY = "ab" * 32
 

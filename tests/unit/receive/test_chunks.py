@@ -226,7 +226,7 @@ def test_a_slab_of_another_length_than_scheduled_is_refused_and_wiped() -> None:
     sink = RecordingSink([100])
     chunks = reader(a_stream(bytes(200)))
     chunks.manifest()
-    with pytest.raises(LimitExceededError):
+    with pytest.raises(LayoutMismatchError):
         finish_verified(chunks, sink, iter([200]), data_bytes=200, sender=PUBLIC)
     assert sink.calls[-1] == "wipe"
 

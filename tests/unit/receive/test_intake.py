@@ -68,7 +68,7 @@ def test_a_prompt_arrives(ids: tuple[int, ...], steps: Sequence[int]) -> None:
     opened = pair.open(a_request(pair, ids), steps)
     manifest = opened.manifest()
     assert manifest == request_manifest(tokens=len(ids))
-    assert opened.manifest_sha256 == manifest.digest.hex()
+    assert opened.sealed_manifest_sha256 == manifest.digest.hex()
     sink = TokenSink(true_tokens=len(ids), padded_tokens=64, vocabulary=1000)
     verified = opened.receive(sink, iter([256]), data_bytes=256)
     assert verified.payload == ids

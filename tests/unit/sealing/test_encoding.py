@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitinfer.errors import ManifestError
-from splitinfer.sealing.encoding import canonical, from_hex, parse_canonical, prefixed
+from splitinfer.sealing.encoding import canonical, parse_canonical, prefixed
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=20)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
@@ -73,18 +73,6 @@ def test_an_error_names_what_was_parsed_and_none_of_it() -> None:
     with pytest.raises(ManifestError, match="the thing is not JSON") as caught:
         parse_canonical(b"canary", what="thing")
     assert "canary" not in str(caught.value)
-
-
-@given(data=st.binary(max_size=40))
-@settings(deadline=None, max_examples=30)
-def test_hexadecimal_comes_back(data: bytes) -> None:
-    assert from_hex(data.hex(), size_bytes=len(data), what="id") == data
-
-
-@pytest.mark.parametrize("value", ["AB", "a", "zz", " ab", "ab ", "ab\n", "abcd", "", "0x", "a b"])
-def test_anything_but_lower_case_hexadecimal_of_its_size_is_refused(value: str) -> None:
-    with pytest.raises(ManifestError):
-        from_hex(value, size_bytes=1, what="id")
 
 
 @given(data=st.binary(max_size=300))

@@ -68,7 +68,7 @@ def opened(data: bytes, following_bytes: int, *, chunk_bytes: int, direction: Di
     chunks = reader(data, chunk_bytes=chunk_bytes, direction=direction)
     manifest = chunks.manifest()
     chunks.expect(following_bytes)
-    block = chunks.block(following_bytes)
+    block = chunks.read(following_bytes)
     chunks.finish(PUBLIC)
     return manifest + block
 

@@ -45,7 +45,7 @@ def test_a_sealed_request_opens_at_its_recipient(data: bytes, sizes: list[int], 
     opened = pair.open(sealed, [step])
     assert opened.manifest() == manifest
     opened.reader.expect(len(data))
-    assert opened.reader.block(len(data)) == data
+    assert opened.reader.read(len(data)) == data
     opened.reader.finish(pair.device_public)
     assert (opened.content_key, opened.manifest_digest) == (keys.content_key, keys.manifest_digest)
     assert opened.reader.root() == body.stream.root()
@@ -58,7 +58,7 @@ def test_every_chunk_size_opens(pair: Pair, chunk_bytes: int) -> None:
     opened = pair.open(joined(body))
     assert opened.reader.manifest() == b"{}"
     opened.reader.expect(len(data))
-    assert opened.reader.block(len(data)) == data
+    assert opened.reader.read(len(data)) == data
     opened.reader.finish(pair.device_public)
 
 
