@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from splitinfer.errors import (
     AuthenticationError,
+    LayoutMismatchError,
     LimitExceededError,
     ManifestError,
     TruncatedError,
