@@ -145,7 +145,10 @@ def test_port_in_use_is_refused(command: CommandLine, tmp_path: Path) -> None:
 
 
 def test_pairing_works_on_loopback_only(command: CommandLine, tmp_path: Path) -> None:
-    ran = command("serve", "--host", "192.0.2.7", "--pair", tmp_path / "device", home=tmp_path / "cloud")
+    certificate, key = write_certificate(tmp_path)
+    config = tmp_path / "server.toml"
+    config.write_text(f'host = "192.0.2.7"\ntls_certificate = "{certificate}"\ntls_private_key = "{key}"\n')
+    ran = command("serve", "--config", config, "--pair", tmp_path / "device", home=tmp_path / "cloud")
     assert ran.is_refusal("usage", 2, "loopback")
     assert not (tmp_path / "device" / "remotes").exists()
 
