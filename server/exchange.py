@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ __all__ = ["Door", "Exchange", "Lane"]
 
 _KEYSET_WORKERS = 2
 _KEYSET_WAITING = 64
+# A client that drips bytes would hold a transfer slot for as long as it likes; a modem is faster than this.
+_MIN_BYTES_PER_SECOND = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +173,17 @@ class _Feeder:
     def __init__(self, receive: Receive, inbound: Inbound, outbound: Outbound, silence_seconds: float) -> None:
         self._receive, self._inbound, self._outbound = receive, inbound, outbound
         self._silence_seconds = silence_seconds
+        self._received_bytes = 0
         self.is_body_read = False
 
     async def run(self) -> None:
         """Feed the body; a client that sends nothing for too long, or leaves, ends the exchange."""
+        began = time.monotonic()
         while not self.is_body_read:
+            owed_seconds = time.monotonic() - began - self._silence_seconds
+            if self._received_bytes < owed_seconds * _MIN_BYTES_PER_SECOND:
+                self._outbound.end(Ended(TransportTimeoutError("the body arrives too slowly")))
+                return
             try:
                 async with asyncio.timeout(self._silence_seconds):
                     message = await self._receive()
@@ -190,6 +199,7 @@ class _Feeder:
 
     async def _feed(self, piece: bytes, *, is_last: bool) -> None:
         self.is_body_read = is_last
+        self._received_bytes += len(piece)
         if piece:
             await self._inbound.feed(piece)
         if is_last:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Replica, ReplicaKeys
 from splitinfer.attestation.sender import sender_id
-from splitinfer.cache.snapshot import wipe
+from splitinfer.cache.snapshot import CacheSnapshot, wipe
 from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, StaleKeysetError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
 from splitinfer.model.engine import Decoding, Engine
@@ -97,8 +97,8 @@ class CloudService:
         answer.log("received", verified.chunk_count)
         token_ids = verified.payload
         answer.log("opened", 1)
+        snapshot = self._prefilled(token_ids, manifest.steps)
         with self._model_lock:
-            snapshot = self._engine.prefill(token_ids, steps=manifest.steps)
             self._engine.burn(padded - true)
         answer.log("prefilled", true)
         total = cache_bytes(snapshot.layout, padded)
@@ -111,6 +111,16 @@ class CloudService:
             chunk_bytes=schedule.cache_chunk_bytes(total),
             wipe=packed.wipe,
         )
+
+    def _prefilled(self, token_ids: tuple[int, ...], steps: Sequence[tuple[int, int]]) -> CacheSnapshot:
+        """Prefill with the lock held a step at a time, so that a long prompt does not keep others waiting."""
+        snapshot: CacheSnapshot | None = None
+        for step in steps:
+            with self._model_lock:
+                snapshot = self._engine.prefill(token_ids, steps=[step], onto=snapshot)
+        if snapshot is None:
+            raise LayoutMismatchError("a prefill request names no steps")
+        return snapshot
 
     def _decode(self, opened: OpenedRequest, manifest: RequestManifest, answer: _Answer) -> CloudReply:
         """Cache in, tokens out; each token's frame is sealed as soon as the token exists."""

@@ -15,7 +15,7 @@ from splitinfer import schedule
 from splitinfer.attestation.appraise import SeenKeysets, appraise
 from splitinfer.attestation.sender import sender_id
 from splitinfer.egress.gate import CallRecord, Permit
-from splitinfer.egress.receipts import check_receipt
+from splitinfer.egress.receipts import check_receipt, check_signature
 from splitinfer.errors import (
     LayoutMismatchError,
     LimitExceededError,
@@ -175,7 +175,7 @@ class Exchange:
     @property
     def was_refused(self) -> bool:
         """Tell whether the cloud answered with a sealed refusal."""
-        return self.reply is not None and self.reply.manifest.kind == "refusal"
+        return self.reply is not None and self.reply.was_refused
 
     def appraise(self, *, pinned_sha256: str, seen: SeenKeysets) -> VerifiedRecipient:
         """Fetch the keyset through the gate and appraise it."""
@@ -255,6 +255,9 @@ class Exchange:
         call, recipient, reply = self._call, self._recipient, self.reply
         if call is None or recipient is None or reply is None:
             raise UsageError("nothing was sent yet")
+        check_signature(receipt, recipient)
+        # Signed, so it is kept and logged even where it says something else than what was sent.
+        self.receipt = receipt
         check_receipt(
             receipt,
             permit=self._permit,
@@ -263,7 +266,6 @@ class Exchange:
             manifest_sha256=reply.sent.keys.manifest_digest.hex(),
             is_refusal=is_refusal,
         )
-        self.receipt = receipt
 
 
 def _check_kind(reply: OpenedReply, ask: Ask) -> None:

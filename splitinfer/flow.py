@@ -23,7 +23,14 @@ from splitinfer.answer import Answer, EgressSummary
 from splitinfer.attestation.appraise import SeenKeysets
 from splitinfer.cache.snapshot import CacheSnapshot, wipe
 from splitinfer.egress.gate import Gate, Intent, Outcome, Status
-from splitinfer.errors import EgressDeniedError, RemoteRefusedError, SplitInferError, TransportError, UsageError
+from splitinfer.errors import (
+    EgressDeniedError,
+    RemoteRefusedError,
+    SplitInferError,
+    TransportError,
+    UnsupportedCacheError,
+    UsageError,
+)
 from splitinfer.exchange import Ask, Common, Exchange, decode_ask, prefill_ask
 from splitinfer.handoff import Label, SamplingParams, Segment, Transport
 from splitinfer.model.engine import Engine
@@ -151,6 +158,7 @@ class Flow:
     def _cloud_prefill(self) -> Iterator[str]:
         """`public-prefix` and `sealed-prefill`: tokens up, cache down, the rest here."""
         ids, plan = self._prompt.token_ids, self._plan
+        self._require_verifiable(plan.prefix_tokens)
         ask = prefill_ask(self._common(), ids[: plan.prefix_tokens], plan.cloud_steps)
         with self._permitted(ask) as exchange:
             reply = self._send(exchange, ask)
@@ -167,9 +175,9 @@ class Flow:
         padded = schedule.pad_tokens(snapshot.true_tokens)
         self._engine.burn(padded - snapshot.true_tokens)
         packed = codec.pack(snapshot, codec=self._device.policy.transfer.codec, padded_tokens=padded)
-        ask = decode_ask(self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params)
         stream = self._engine.text_stream(self._params.stop)
         try:
+            ask = decode_ask(self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params)
             with self._permitted(ask) as exchange:
                 reply = self._send(exchange, ask)
                 for frame in exchange.receive_frames(reply):
@@ -222,6 +230,9 @@ class Flow:
         except SplitInferError as error:
             status, code = _status(error, exchange), error.code
             raise
+        except Exception:
+            status, code = "failed", "internal"
+            raise
         finally:
             exchange.close()
             receipt = exchange.receipt.to_bytes() if exchange.receipt else b""
@@ -242,6 +253,15 @@ class Flow:
             self._engine.layout, codec=reply.manifest.codec, true_tokens=tokens.true, padded_tokens=tokens.padded
         )
         return exchange.receive_cache(reply, sink, padded_tokens=tokens.padded)
+
+    def _require_verifiable(self, prefix_tokens: int) -> None:
+        """Refuse before anything is sent where a sliding window drops the rows that are to be recomputed."""
+        windows = [layer.window for layer in self._engine.layout.layers if layer.kind == "sliding"]
+        if self._device.policy.transfer.verify_rows and windows and prefix_tokens >= min(windows):
+            raise UnsupportedCacheError(
+                f"verify_rows needs rows that a sliding window of {min(windows)} drops from {prefix_tokens} public "
+                "tokens; write verify_rows = 0 in the policy for this model"
+            )
 
     def _verify_rows(self, snapshot: CacheSnapshot) -> None:
         """Recompute as many random rows of a received cache as the policy asks for."""
@@ -310,7 +330,11 @@ class Flow:
 
 def _labelled(policy: Policy, segment: Segment) -> Segment:
     asked = segment.label.value if segment.label else None
-    return replace(segment, label=Label(policy.label_of(segment.source, asked)))
+    label = Label(policy.label_of(segment.source, asked))
+    # However the caller spelt the path: a rule for private that finds the file's absolute path demotes it.
+    if segment.location and policy.label_of(segment.location, Label.PUBLIC.value) == Label.PRIVATE.value:
+        label = Label.PRIVATE
+    return replace(segment, label=label)
 
 
 def _status(error: SplitInferError, exchange: Exchange) -> Status:

@@ -63,13 +63,15 @@ class Label(StrEnum):
 class Segment:
     """One piece of a prompt. `source` is the name by which a policy rule may find it, never sent or logged.
 
-    A `label` of None is unlabelled: the policy's rules decide, and without one the text is private.
+    A `label` of None is unlabelled: the policy's rules decide, and without one the text is private. `location` is the
+    absolute path of a text that came from a file, so that a rule for private finds it however it was named.
     """
 
     role: Role
     text: str = field(repr=False)
     label: Label | None = None
     source: str = field(default="", repr=False)
+    location: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

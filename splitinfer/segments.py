@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from splitinfer.errors import PromptError, UsageError
@@ -43,17 +44,37 @@ def message(text: str) -> Segment:
 def _segment(role: Role, text: str | None, path: str | Path | None, label: Label | None) -> Segment:
     if (text is None) == (path is None):
         raise UsageError(f"a {role.value} takes either a text or path=FILE")
-    return Segment(role, text if text is not None else _read(Path(path or "")), label, str(path or ""))
+    if path is None:
+        return Segment(role, _checked(text or ""), label)
+    location = os.path.abspath(path)
+    return Segment(role, _checked(_read(Path(path))), label, str(path), location)
+
+
+def _checked(text: str) -> str:
+    # A lone surrogate cannot be tokenised; the text itself must not travel in the exception.
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise PromptError("the text holds a lone surrogate, which is not a character")
+    return text
 
 
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise PromptError(f"the file {path} is larger than {MAX_FILE_BYTES} bytes")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a path"
+        raise PromptError(f"the file {path} cannot be read: {reason}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise PromptError(f"the file {path} is larger than {MAX_FILE_BYTES} bytes")
+    text = _utf8(data)
+    if text is None:
+        # Raised here and not where it was found: that exception holds the file's content.
+        raise PromptError(f"the file {path} is not UTF-8 text")
+    return text
+
+
+def _utf8(data: bytes) -> str | None:
+    try:
         return data.decode("utf-8")
-    except OSError as error:
-        raise PromptError(f"the file {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, ValueError) as error:
-        raise PromptError(f"the file {path} is not UTF-8 text") from error
+    except UnicodeDecodeError:
+        return None

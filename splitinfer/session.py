@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Self
 from splitinfer.answer import Answer
 from splitinfer.egress.gate import Gate
 from splitinfer.egress.log import AuditLog
-from splitinfer.errors import UsageError
+from splitinfer.errors import ModelMismatchError, UsageError
 from splitinfer.flow import Device, Flow
 from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
@@ -37,6 +38,7 @@ class Session:
 
     def __init__(self, device: Device, *, log: AuditLog) -> None:
         self._device, self._log = device, log
+        self._streams: weakref.WeakSet[AnswerStream] = weakref.WeakSet()
 
     @classmethod
     def open(
@@ -57,7 +59,11 @@ class Session:
         rules = policy if isinstance(policy, Policy) else resolve(str(policy))
         folder = home if isinstance(home, Home) else Home.find(str(home) if home else None)
         remote = _remote(rules, folder)
-        engine = engine or load_engine(rules.model.source, home=folder, expected=rules.model.weights_sha256)
+        pin = rules.model.weights_sha256
+        engine = engine or load_engine(rules.model.source, home=folder, expected=pin)
+        if pin is not None and engine.identity.weights_sha256 != pin:
+            found = engine.identity.weights_sha256
+            raise ModelMismatchError(f"the policy pins the weights {pin}, the engine given has {found}")
         transport = transport or (HttpTransport(remote.url, tls_ca=remote.tls_ca) if remote else None)
         key = folder.key("device")
         # Last, so that nothing after it can fail and leave the log open.
@@ -95,10 +101,14 @@ class Session:
         Raises while it is read: PromptError kinds, EgressDeniedError, AttestationError kinds, VerificationError
         kinds, TransportError kinds, AuditLogError.
         """
-        return AnswerStream(Flow(self._device, segments, _params(sampling)))
+        stream = AnswerStream(Flow(self._device, segments, _params(sampling)))
+        self._streams.add(stream)
+        return stream
 
     def close(self) -> None:
-        """Close the log."""
+        """Stop what still streams, which logs it as aborted, then close the log."""
+        for stream in list(self._streams):
+            stream.close()
         self._log.close()
 
     def __enter__(self) -> Self:

@@ -130,6 +130,8 @@ class SegmentRule(_Section):
             )
         if self.source is not None and any(letter in self.source for letter in "*?"):
             _refuse('source is an exact name, without * or ?; write pattern = "..." with label = "private" instead')
+        if (self.pattern or "").startswith("~"):
+            _refuse('a pattern is not expanded, so "~" matches no path; write pattern = "*/FOLDER/*" instead')
         if (self.source or self.pattern or "").endswith(("/", "\\")):
             _refuse('a rule names texts, not folders; write pattern = "FOLDER/*" with label = "private"')
         return self

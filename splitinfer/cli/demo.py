@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from splitinfer.cli.audit import describe
+from splitinfer.cli.terminal import printable
 from splitinfer.egress.verification import read_records, verify
 from splitinfer.embedded import demo as prompt
 from splitinfer.errors import ModelError, TransportError
@@ -130,7 +131,7 @@ def _row(answer: Answer) -> tuple[str, ...]:
         f"{answer.egress.bytes_sent:,}",
         f"{answer.egress.bytes_received:,}",
         f"{answer.ttft_seconds:.3f}",
-        answer.text.strip(),
+        printable(answer.text.strip()),
         row.cloud_reads,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from splitinfer import __version__
 from splitinfer.cli import audit, demo, keys, model, policy, run, serve
+from splitinfer.cli.terminal import printable
 from splitinfer.errors import SplitInferError
 
 __all__ = ["build_parser", "main"]
@@ -68,5 +69,5 @@ def _failed(args: argparse.Namespace, *, code: str, sentence: str, exit_code: in
         print(json.dumps({"error": code, "message": sentence, "incomplete": is_incomplete}))
     elif is_incomplete:
         print("\nincomplete: the answer above ends early", file=sys.stderr)
-    print(f"error[{code}]: {sentence}", file=sys.stderr)
+    print(f"error[{code}]: {printable(sentence)}", file=sys.stderr)
     return exit_code

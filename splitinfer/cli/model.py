@@ -14,7 +14,6 @@ from splitinfer.errors import ModelNotFoundError, TransportError
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log
 from splitinfer.model.identity import identify, read_json
-from splitinfer.model.loading import resolve_source
 
 __all__ = ["add_parser", "fetch"]
 
@@ -49,6 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _info(args: argparse.Namespace) -> int:
+    from splitinfer.model.loading import resolve_source  # torch takes seconds to load
+
     directory = resolve_source(args.source)
     config = read_json(directory / "config.json")
     names = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings")
@@ -58,6 +59,8 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _digest(args: argparse.Namespace) -> int:
+    from splitinfer.model.loading import resolve_source
+
     identity = asdict(identify(resolve_source(args.source)))
     if args.json:
         _print(identity, as_json=True)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from splitinfer.cli.progress import prefill_bar
+from splitinfer.cli.terminal import for_terminal
 from splitinfer.errors import UsageError
 from splitinfer.handoff import SamplingParams, Segment
 from splitinfer.segments import document, note, public, question
@@ -60,7 +61,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.add_argument(
             f"--{kind}", dest="segments", action=_AddSegment, metavar="FILE", help=f"add a text file, {label}"
         )
-    parser.add_argument("--private-text", metavar="TEXT", help="the question; without it stdin is read")
+    parser.add_argument(
+        "--private-text",
+        metavar="TEXT",
+        help="the question; it shows in the process list: without this option stdin is read",
+    )
     defaults = SamplingParams()
     for name, (kind_of, text) in _SAMPLING.items():
         default = getattr(defaults, name)
@@ -84,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
         try:
             for piece in stream:
                 if not args.json:
-                    print(piece, end="", flush=True)
+                    print(for_terminal(piece), end="", flush=True)
         finally:
             args.has_begun = stream.has_begun
         answer = stream.answer
@@ -93,7 +98,8 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     print()
     timing = f"TTFT {answer.ttft_seconds:.3f} s, TPOT {answer.tpot_seconds:.3f} s, load {load_seconds:.1f} s"
-    for line in (answer.note, f"left the device: {answer.egress}", f"{answer.mode}: {timing}"):
+    fallback = "the cloud failed before the first token: fell back to the device" if answer.is_fallback else None
+    for line in (answer.note, fallback, f"left the device: {answer.egress}", f"{answer.mode}: {timing}"):
         if line:
             print(line, file=sys.stderr)
     return 0

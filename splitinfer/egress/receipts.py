@@ -15,7 +15,13 @@ from splitinfer.handoff import VerifiedRecipient
 from splitinfer.sealing.receipt import Receipt
 from splitinfer.sealing.signing import Purpose, verify
 
-__all__ = ["check_kept_receipts", "check_receipt"]
+__all__ = ["check_kept_receipts", "check_receipt", "check_signature"]
+
+
+def check_signature(receipt: Receipt, recipient: VerifiedRecipient) -> None:
+    """Raise AuthenticationError where the receipt key of the keyset that was sealed to did not sign this."""
+    signature = bytes.fromhex(receipt.signature)
+    verify(recipient.receipt_public_key, Purpose.RECEIPT, receipt.body.to_bytes(), signature)
 
 
 def check_receipt(
@@ -32,12 +38,11 @@ def check_receipt(
     A refusal may have been made before the request was read to its end, so its ciphertext root and the checkpoint in
     its sealed manifest are not compared.
 
-    Raises:
-        AuthenticationError: not signed by the receipt key of the keyset that was sealed to.
-        VerificationError: signed, but of something else than what was sent; names the field.
+    Raises AuthenticationError as `check_signature` does, VerificationError where it is signed, but of something else
+    than what was sent; names the field.
     """
+    check_signature(receipt, recipient)
     body = receipt.body
-    verify(recipient.receipt_public_key, Purpose.RECEIPT, body.to_bytes(), bytes.fromhex(receipt.signature))
     known = {
         "transfer_id": call.transfer_id,
         "manifest_sha256": manifest_sha256,

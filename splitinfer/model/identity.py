@@ -110,8 +110,16 @@ def weights_digest(directory: Path) -> str:
 
 
 def config_digest(directory: Path) -> str:
-    """Return the digest of config.json without names, versions and stored dtype."""
-    return _sha256(b"splitinfer/v1 config\n" + _canonical(read_json(directory / "config.json"), "config.json"))
+    """Return the digest of config.json without names, versions and stored dtype, and of where an answer ends.
+
+    The end-of-text ids of generation_config.json, where it has any, stand beside the config's members as
+    `generation_eos_token_id`: they decide which tokens are generated.
+    """
+    record = dict(read_json(directory / "config.json"))
+    generation = _optional_json(directory / "generation_config.json") or {}
+    if "eos_token_id" in generation:
+        record["generation_eos_token_id"] = generation["eos_token_id"]
+    return _sha256(b"splitinfer/v1 config\n" + _canonical(record, "config.json"))
 
 
 def tokenizer_digest(directory: Path) -> str:

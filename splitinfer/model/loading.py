@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +23,7 @@ __all__ = ["LoadedModel", "load", "resolve_source"]
 
 # Their state is not a list of key and value tensors, so it cannot travel as a cache.
 _UNSUPPORTED_CACHES = ("rwkv", "xlstm", "recurrent_gemma")
+_LOADING = threading.Lock()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -138,16 +141,22 @@ def _load_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _from_pretrained(directory: Path, config: object, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        os.fspath(directory),
-        config=config,
-        dtype=dtype,
-        attn_implementation=attention,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-    return model
+    # transformers sets global state while it loads, and fills what it does not find with random numbers.
+    with _LOADING:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            os.fspath(directory),
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    absent = len(report["missing_keys"]) + len(report["mismatched_keys"])
+    if absent or any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModelError(f"the weights lack or misfit {absent} of the model's tensors; get the whole model")
+    return cast(PreTrainedModel, model)
 
 
 def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

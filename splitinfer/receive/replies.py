@@ -79,6 +79,10 @@ class OpenedReply:
     reader: ChunkReader
     sent: SentRequest
     receipt: Receipt | None = None
+    was_refused: bool = False
+
+    def __post_init__(self) -> None:
+        self.was_refused = self.manifest.kind == "refusal"
 
     def receive_cache(
         self, sink: Sink[T], sizes: Iterator[int], *, data_bytes: int, check_receipt: Callable[[Receipt], None]
@@ -119,6 +123,7 @@ class OpenedReply:
             if frame.kind is FrameKind.PAD and not ended:
                 raise TruncatedError("the answer has no end frame before its padding")
             if frame.kind is FrameKind.REFUSAL:
+                self.was_refused = True
                 raise refusal_error(frame.code)
             ended = ended or frame.kind is FrameKind.END
             if frame.kind is not FrameKind.PAD:

@@ -8,6 +8,7 @@ Everything about the model, the prompt's size, the policy and the sampling is se
 from __future__ import annotations
 
 import hashlib
+import re
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Literal, TypeVar
 
@@ -67,6 +68,7 @@ class WireModel(BaseModel):
 
 
 W = TypeVar("W", bound=WireModel)
+_FIELD = re.compile(r"[a-z0-9_.()]{1,80}")
 
 
 def parse_wire(model: type[W], data: bytes, *, what: str) -> W:
@@ -76,7 +78,9 @@ def parse_wire(model: type[W], data: bytes, *, what: str) -> W:
         return model.model_validate_json(data)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "(whole)"
-        raise ManifestError(f"the {what} has a wrong or unknown field: {field[:80]}") from None
+        # An unknown member's name is the sender's own text, which may not reach a terminal.
+        shown = field if _FIELD.fullmatch(field) else "(unknown)"
+        raise ManifestError(f"the {what} has a wrong or unknown field: {shown}") from None
 
 
 def _check_versions(value: dict[str, object], what: str) -> None:
@@ -231,7 +235,7 @@ class SamplingWire(WireModel):
     top_p: Decimals
     top_k: Count
     seed: Decimals
-    stop: Annotated[list[Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=16)]
+    stop: Annotated[list[Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=16, repr=False)]
 
     @classmethod
     def of(cls, params: handoff.SamplingParams) -> SamplingWire:
@@ -303,9 +307,12 @@ class RefusalWire(WireModel):
 
     # Printable only: what the other side says ends up on a terminal.
     code: Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
-    fields: dict[
-        Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")],
-        Annotated[str, StringConstraints(pattern=r"^[ -~]{0,128}$")],
+    fields: Annotated[
+        dict[
+            Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")],
+            Annotated[str, StringConstraints(pattern=r"^[ -~]{0,128}$")],
+        ],
+        Field(max_length=16),
     ]
 
 

@@ -17,14 +17,16 @@ from splitinfer import errors
 from splitinfer.attestation.keyset import Replica, certify
 from splitinfer.cli.main import main
 from splitinfer.egress.verification import read_records, verify
-from splitinfer.handoff import SamplingParams, Segment
+from splitinfer.handoff import ModelIdentity, SamplingParams, Segment
 from splitinfer.home import Home
 from splitinfer.model.loading import LoadedModel, load
+from splitinfer.sealing.stream import ChunkCipher
 from splitinfer.segments import note, public, question
 from tests.support import mutations as table
 from tests.support.attack_scene import AttackScene, WatchedEngine, counted_cloud
 from tests.support.mutations import Mutation
 from tests.support.processes import cloud_process, route_through, run_cli
+from tests.support.recording_proxy import RecordingProxy
 from tests.support.tampering_proxy import Change, TamperingProxy, Transfer, Where
 from tests.support.wire import TAG_BYTES, Message, WireBody
 
@@ -184,6 +186,34 @@ def test_a_changed_request_makes_the_cloud_compute_nothing(mode: str, tmp_path: 
         assert scene.cloud_engine.work != (0, 0, 0), "an honest request is computed"
         chosen = [*table.request_head_mutations(past), *table.request_stream_mutations(past)]
         refuse_all(scene, mode, chosen[::3])
+
+
+class OtherModelEngine(WatchedEngine):
+    """An engine whose weights are said to be others."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return replace(super().identity, weights_sha256="0" * 64)
+
+
+def test_a_sealed_refusal_that_comes_before_the_body_was_sent_is_still_read(
+    tmp_path: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model mismatch shows in the manifest: the device must learn of it, not of a lost connection."""
+    seal_into = ChunkCipher.seal_into
+
+    def slowly(self: ChunkCipher, index: int, plain: memoryview, *rest: Any, **named: Any) -> None:
+        time.sleep(0.1 if len(plain) > 1 << 15 else 0)
+        seal_into(self, index, plain, *rest, **named)
+
+    with counted_cloud(tmp_path, loaded) as scene, RecordingProxy(scene.proxy.target_port) as direct:
+        route_through(scene.device.path, direct.url)
+        scene.engine = OtherModelEngine(loaded)
+        for seal in (seal_into, slowly):
+            monkeypatch.setattr(ChunkCipher, "seal_into", seal)
+            result = scene.run("sealed-decode", SEGMENTS)
+            assert type(result.error) is errors.ModelMismatchError
+            assert result.outcome["status"] == "refused"
 
 
 # --- keysets of another time or hand --------------------------------------------------------------------------

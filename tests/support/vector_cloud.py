@@ -42,8 +42,14 @@ class ScriptedEngine:
         self.calls: list[str] = []
         self.arguments: list[object] = []
 
-    def prefill(self, token_ids: tuple[int, ...], *, steps: list[tuple[int, int]]) -> CacheSnapshot:
-        self._note("prefill", tuple(token_ids), list(steps))
+    def prefill(
+        self, token_ids: tuple[int, ...], *, steps: list[tuple[int, int]], onto: CacheSnapshot | None = None
+    ) -> CacheSnapshot:
+        """Take one step at a time, as the cloud does; all steps of a request make one noted call."""
+        if onto is None:
+            self._note("prefill", tuple(token_ids), list(steps))
+        else:
+            self.arguments[-1][1].extend(steps)  # type: ignore[index]
         honest = find_vector("000-honest-decode-request")
         snapshot = receive_request(honest, VectorRecipient(honest), []).payload
         assert isinstance(snapshot, CacheSnapshot)
