@@ -20,6 +20,7 @@ from splitinfer.errors import (
     LayoutMismatchError,
     LimitExceededError,
     RecipientMismatchError,
+    TransportError,
     TruncatedError,
     UsageError,
 )
@@ -217,6 +218,8 @@ class Exchange:
             call.sent_root = body.stream.root().hex()
         sent = SentRequest(keys, manifest.digest.hex(), recipient.receipt_public_key, ask.manifest.tokens.true)
         reply = self.reply = open_reply(self._raw, sent, self._expected)
+        if self._raw.is_early and reply.manifest.kind != "refusal":
+            raise TransportError("the cloud answered before it had the whole request; the connection is useless")
         if reply.manifest.kind == "refusal":
             error = reply.refuse()
             if reply.receipt is not None:

@@ -256,6 +256,10 @@ class Reply(Protocol):
     def body_bytes(self) -> int | None:
         """Return the declared Content-Length, or None."""
 
+    @property
+    def is_early(self) -> bool:
+        """Tell whether it came before the whole body was sent; then only a refusal may be in it."""
+
     def readinto(self, buffer: memoryview) -> int:
         """Read up to len(buffer) body bytes; 0 at the end. Raise TransportError where the connection fails."""
 

@@ -25,7 +25,6 @@ __all__ = ["HttpTransport"]
 
 _STREAM, _JSON, _PROBLEM = "application/octet-stream", "application/json", "application/problem+json"
 _PROBLEM_BYTES = 4096
-_SEND_BYTES = 1 << 20
 _CODE = re.compile(r"[a-z_]{1,40}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _REPLICA_ID = re.compile(r"[!-~]{1,128}")
@@ -102,14 +101,22 @@ class HttpTransport:
 class _HttpReply:
     """A reply body of declared length, read straight into the caller's memory."""
 
-    def __init__(self, response: HTTPResponse, connection: HTTPConnection, meter: Meter, body_bytes: int) -> None:
+    def __init__(
+        self, response: HTTPResponse, connection: HTTPConnection, meter: Meter, body_bytes: int, *, is_early: bool
+    ) -> None:
         self._response, self._connection, self._meter = response, connection, meter
         self._body_bytes = self._left_bytes = body_bytes
+        self._is_early = is_early
 
     @property
     def body_bytes(self) -> int | None:
         """Return the declared Content-Length."""
         return self._body_bytes
+
+    @property
+    def is_early(self) -> bool:
+        """Tell whether the cloud answered before it had the whole body."""
+        return self._is_early
 
     def readinto(self, buffer: memoryview) -> int:
         """Read what has arrived, up to len(buffer) bytes; 0 at the end. Raise TransportError where bytes lack."""
@@ -134,15 +141,23 @@ class _HttpReply:
 
 
 def _send_body(connection: HTTPConnection, transfer: ReleasedTransfer) -> bool:
-    """Send every piece before the next is pulled; return False where the cloud answered or hung up before the end."""
-    left_bytes = transfer.body_bytes
-    for piece in transfer.body:
+    """Send every piece before the next is pulled; return False where the cloud answered or hung up before the end.
+
+    A piece is pulled, and so counted, only when it is about to be sent.
+    """
+    left_bytes, pieces = transfer.body_bytes, iter(transfer.body)
+    while not (left_bytes and _has_answered(connection)):
+        piece = next(pieces, None)
+        if piece is None:
+            break
         view = memoryview(piece).cast("B")
         left_bytes -= len(view)
         if left_bytes < 0:
             raise TransportError("the released body is longer than its declared length; nothing more was sent")
         if not _send_piece(connection, view):
             return False
+    else:
+        return False
     if left_bytes:
         raise TransportError(f"the released body ended {left_bytes} bytes before its declared length")
     return True
@@ -150,13 +165,10 @@ def _send_body(connection: HTTPConnection, transfer: ReleasedTransfer) -> bool:
 
 def _send_piece(connection: HTTPConnection, view: memoryview) -> bool:
     with _foreign_errors():
-        for start in range(0, len(view), _SEND_BYTES):
-            if _has_answered(connection):
-                return False
-            try:
-                connection.sock.sendall(view[start : start + _SEND_BYTES])
-            except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
-                return False
+        try:
+            connection.sock.sendall(view)
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            return False
     return True
 
 
@@ -178,12 +190,10 @@ def _accept(response: HTTPResponse, connection: HTTPConnection, transfer: Releas
         is_encoded = "Content-Encoding" in response.headers
         if response.status != 200 or content_type != _reply_type(transfer.route) or length is None or is_encoded:
             raise TransportError(f"{_NOT_OURS} (HTTP {response.status})")
-        if not is_sent:
-            raise TransportError(f"{_LOST}: the cloud answered before it had the whole body")
     except TransportError:
         response.close()
         raise
-    return _HttpReply(response, connection, transfer.meter, length)
+    return _HttpReply(response, connection, transfer.meter, length, is_early=not is_sent)
 
 
 def _declared_length(response: HTTPResponse) -> int | None:

@@ -27,7 +27,7 @@ class MemoryTransport:
         """
         source = _BodySource(transfer)
         try:
-            reply = _MemoryReply(self._cloud.handle(transfer.route, source), transfer.meter)
+            reply = _MemoryReply(self._cloud.handle(transfer.route, source), transfer.meter, source)
             reply.start()
         except SplitInferError as error:
             raise source.failure or _refusal(error) from None
@@ -40,7 +40,7 @@ class _BodySource:
     def __init__(self, transfer: ReleasedTransfer) -> None:
         self.failure: SplitInferError | None = None
         self._pieces = iter(transfer.body)
-        self._left_bytes = transfer.body_bytes
+        self.left_bytes = transfer.body_bytes
         self._piece = memoryview(b"")
 
     def readinto(self, buffer: memoryview) -> int:
@@ -59,8 +59,8 @@ class _BodySource:
             self.failure = error
             raise TruncatedError("the body ended early") from None
         self._piece = memoryview(b"" if piece is None else piece).cast("B")
-        self._left_bytes -= len(self._piece)
-        if self._left_bytes < 0 or (piece is None and self._left_bytes):
+        self.left_bytes -= len(self._piece)
+        if self.left_bytes < 0 or (piece is None and self.left_bytes):
             self.failure = TransportError("the released body differs from its declared length")
             raise TruncatedError("the body differs from its declared length")
         return piece is not None
@@ -69,7 +69,8 @@ class _BodySource:
 class _MemoryReply:
     """The cloud's reply body, counted as it is read."""
 
-    def __init__(self, reply: CloudReply, meter: Meter) -> None:
+    def __init__(self, reply: CloudReply, meter: Meter, source: _BodySource) -> None:
+        self._source = source
         self._body_bytes = self._left_bytes = reply.body_bytes
         self._body: Iterator[memoryview | bytes] = reply.body
         self._meter = meter
@@ -80,6 +81,11 @@ class _MemoryReply:
     def body_bytes(self) -> int | None:
         """Return the reply's declared length."""
         return self._body_bytes
+
+    @property
+    def is_early(self) -> bool:
+        """Tell whether the cloud answered before it had the whole body."""
+        return self._source.left_bytes > 0
 
     def start(self) -> None:
         """Pull the first piece: what fails before it is still a refusal."""

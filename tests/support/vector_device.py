@@ -33,6 +33,8 @@ class FrozenReply(BytesSource):
 
     body_bytes = None
 
+    is_early = False
+
     def close(self) -> None:
         return
 

@@ -16,7 +16,7 @@ from splitinfer.codec.raw import RawPacked
 from splitinfer.egress.verification import read_records
 from splitinfer.embedded import path as embedded_path
 from splitinfer.errors import ModelMismatchError, PromptError, TransportError, UnsupportedModelError
-from splitinfer.handoff import CloudReply, Route, Source
+from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Route, Source
 from splitinfer.home import Home
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
@@ -24,6 +24,7 @@ from splitinfer.model.engine import Engine
 from splitinfer.model.identity import identify
 from splitinfer.model.loading import load
 from splitinfer.session import load_engine
+from splitinfer.transport import memory
 from splitinfer.transport.memory import MemoryTransport
 from trust_models.policy import parse_policy
 
@@ -144,3 +145,29 @@ def test_a_file_that_is_not_text_leaves_none_of_it_in_the_exception(tmp_path: Pa
         note(path=path)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
+
+
+class Early:
+    """Hands on the replies of another transport as if they had come before the whole body was sent."""
+
+    def __init__(self, transport: MemoryTransport) -> None:
+        self._transport = transport
+
+    def exchange(self, transfer: ReleasedTransfer) -> Reply:
+        reply = self._transport.exchange(transfer)
+        if transfer.route is not Route.KEYSET:
+            type(reply).is_early = property(lambda _: True)  # type: ignore[assignment, method-assign]
+        return reply
+
+
+def test_a_reply_before_the_whole_request_is_no_answer(
+    home: Home, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = Early(MemoryTransport(cloud_for(home, engine, tmp_path)))
+    monkeypatch.setattr(memory._MemoryReply, "is_early", memory._MemoryReply.is_early)
+    with (
+        Session.open("sealed-prefill", home=home, engine=engine, transport=transport) as session,
+        pytest.raises(TransportError, match="before it had the whole request"),
+    ):
+        session.run(PROMPT)
+    assert list(read_records(home.audit))[-1]["status"] == "unreceipted"
