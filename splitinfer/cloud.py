@@ -25,12 +25,11 @@ from splitinfer.receive.intake import OpenedRequest, open_request
 from splitinfer.receive.recipient import NonceTable, TransferTable
 from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink
 from splitinfer.sealing.frames import end_frame, frame_count, pad_frame, refusal_frame, token_frame
+from splitinfer.sealing.heads import PublicManifest
 from splitinfer.sealing.manifest import (
-    VERSION,
     CacheWire,
     ModelWire,
     NumericsWire,
-    PublicManifest,
     RefusalWire,
     RequestManifest,
     ResponseManifest,
@@ -39,6 +38,7 @@ from splitinfer.sealing.manifest import (
 from splitinfer.sealing.receipt import RECEIPT_BYTES, Event, ReceiptBody, receipt_region, sign_receipt
 from splitinfer.sealing.stream import FRAME_CHUNK_BYTES
 from splitinfer.sealing.transfer import SealedBody, TransferKeys, seal_reply
+from splitinfer.sealing.wire import VERSION
 
 __all__ = ["CloudService"]
 

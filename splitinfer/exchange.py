@@ -39,7 +39,6 @@ from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.receive.tokens import TOKEN_BYTES, token_slab
 from splitinfer.sealing.frames import Frame, frame_count
 from splitinfer.sealing.manifest import (
-    VERSION,
     CacheWire,
     ModelWire,
     NumericsWire,
@@ -54,6 +53,7 @@ from splitinfer.sealing.receipt import Receipt
 from splitinfer.sealing.signing import signer
 from splitinfer.sealing.stream import PROMPT_CHUNK_BYTES, TAG_BYTES, chunk_count
 from splitinfer.sealing.transfer import HEAD_BOUND_BYTES, seal_request
+from splitinfer.sealing.wire import VERSION
 
 __all__ = ["Ask", "Common", "Exchange", "decode_ask", "prefill_ask", "read_keyset"]
 

@@ -270,7 +270,11 @@ class Flow:
         while len(rows) < count:
             rows.add(int.from_bytes(self._device.randomness(8), "big") % snapshot.true_tokens)
         tolerance = ROW_TOLERANCES[self._engine.numerics.dtype]
-        verify_rows(self._engine, self._prompt.token_ids, snapshot, rows=sorted(rows), tolerance=tolerance)
+        try:
+            verify_rows(self._engine, self._prompt.token_ids, snapshot, rows=sorted(rows), tolerance=tolerance)
+        except SplitInferError:
+            wipe(snapshot)
+            raise
 
     def _intent(self, ask: Ask) -> Intent:
         policy = self._device.policy

@@ -10,8 +10,8 @@ from typing import Protocol
 from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, Certificate, Keyset, KeysetReply, identity_sha256
 from splitinfer.errors import AuthenticationError, RecipientMismatchError, StaleKeysetError
 from splitinfer.handoff import VerifiedRecipient
-from splitinfer.sealing.manifest import parse_wire
 from splitinfer.sealing.signing import Purpose, verify
+from splitinfer.sealing.wire import parse_wire
 
 __all__ = ["SeenKeysets", "appraise"]
 

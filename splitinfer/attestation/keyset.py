@@ -16,8 +16,8 @@ from pydantic import Field, StringConstraints
 
 from splitinfer.errors import StateError
 from splitinfer.sealing.keys import KEM_PUBLIC_KEY_BYTES, KemKey
-from splitinfer.sealing.manifest import VERSION, Hex16, Hex32, Hex64, WireModel
 from splitinfer.sealing.signing import Purpose, Signer, sign, signer
+from splitinfer.sealing.wire import VERSION, Hex16, Hex32, Hex64, WireModel
 
 __all__ = [
     "CERTIFICATE_SECONDS",

@@ -19,7 +19,7 @@ from splitinfer.home.audit_log import open_log, receipt_keeper
 from splitinfer.home.folder import write_private
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.home.server_state import allow_device, generation
-from splitinfer.sealing.manifest import parse_wire
+from splitinfer.sealing.wire import parse_wire
 from splitinfer.transport.http import HttpTransport
 
 __all__ = ["add_parser"]

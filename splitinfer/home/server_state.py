@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from splitinfer.attestation.keyset import Certificate, Replica, certify, replica_id_of
 from splitinfer.errors import ManifestError, StateError
 from splitinfer.home.folder import Home, write_private
-from splitinfer.sealing.manifest import parse_wire
+from splitinfer.sealing.wire import parse_wire
 
 __all__ = ["allow_device", "allowed_devices", "generation", "make_replica"]
 

@@ -18,10 +18,12 @@ from splitinfer.errors import (
 from splitinfer.handoff import Sink, Source, VerifiedTransfer
 from splitinfer.receive.chunks import ChunkReader
 from splitinfer.receive.reading import read_head
+from splitinfer.sealing.heads import PublicManifest, RequestHead
 from splitinfer.sealing.keys import SUITE, Direction, KemKey, check_commitment, derive_stream_keys, unwrap_content_key
-from splitinfer.sealing.manifest import PublicManifest, RequestHead, RequestManifest, parse_wire
+from splitinfer.sealing.manifest import RequestManifest
 from splitinfer.sealing.signing import Purpose, verify
 from splitinfer.sealing.stream import CHUNK_BYTES, ChunkCipher
+from splitinfer.sealing.wire import parse_wire
 
 __all__ = ["HeldKeyset", "OpenedRequest", "RecipientState", "finish_verified", "open_request", "require_chunk_bytes"]
 

@@ -25,11 +25,13 @@ from splitinfer.receive.expectations import Expectations, check_response
 from splitinfer.receive.intake import finish_verified, require_chunk_bytes
 from splitinfer.receive.reading import read_head
 from splitinfer.sealing.frames import Frame, FrameKind, parse_frame
+from splitinfer.sealing.heads import ReplyHead
 from splitinfer.sealing.keys import Direction, check_commitment, derive_stream_keys
-from splitinfer.sealing.manifest import RefusalWire, ReplyHead, ResponseManifest, parse_wire
+from splitinfer.sealing.manifest import RefusalWire, ResponseManifest
 from splitinfer.sealing.receipt import RECEIPT_BYTES, Receipt, read_receipt_region
 from splitinfer.sealing.stream import FRAME_CHUNK_BYTES, ChunkCipher
 from splitinfer.sealing.transfer import TransferKeys
+from splitinfer.sealing.wire import parse_wire
 
 __all__ = ["OpenedReply", "SentRequest", "open_reply"]
 

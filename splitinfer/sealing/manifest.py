@@ -1,133 +1,37 @@
-"""What a stream says about itself: the public manifest in clear, the sealed ones inside the stream; both sides.
+"""The sealed manifests, first inside their streams: what a request carries and asks, what a reply brings; both sides.
 
-The public manifest names a version, a suite, two ids, a keyset, a chunk size and an expiry, and nothing else.
-Everything about the model, the prompt's size, the policy and the sampling is sealed. Wire models are pydantic with
-`extra="forbid"`, in canonical JSON; binary values are lower-case hexadecimal, non-integers decimal strings.
+Everything about the model, the prompt's size, the policy and the sampling is sealed. Binary values are lower-case
+hexadecimal, non-integers decimal strings.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from splitinfer import handoff, schedule
 from splitinfer.errors import ManifestError, UsageError
-from splitinfer.sealing.encoding import canonical, parse_canonical, prefixed
-from splitinfer.sealing.keys import WRAP_BYTES
+from splitinfer.sealing.encoding import prefixed
+from splitinfer.sealing.wire import Count, Decimals, Hex16, Hex32, Short, WireModel
 
 __all__ = [
     "MANIFEST_REGION_BYTES",
-    "VERSION",
     "CacheWire",
-    "Count",
-    "Hex16",
-    "Hex32",
-    "Hex64",
-    "PublicManifest",
-    "ReplyHead",
-    "RequestHead",
+    "ModelWire",
+    "NumericsWire",
+    "RefusalWire",
     "RequestManifest",
     "ResponseManifest",
     "SamplingWire",
-    "Short",
-    "WireModel",
+    "SessionWire",
+    "TokensWire",
     "cache_bytes",
     "manifest_region",
-    "parse_wire",
 ]
 
-VERSION = 1
 MANIFEST_REGION_BYTES = 4096
-
-Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
-HexWrap = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * WRAP_BYTES}}}$")]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Short = Annotated[str, StringConstraints(max_length=64)]
-Decimals = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$")]
-
-
-class WireModel(BaseModel):
-    """Base of everything that is parsed from the wire: frozen, strict, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    def to_bytes(self) -> bytes:
-        """Encode as canonical JSON."""
-        return canonical(self.model_dump(mode="json"))
-
-    @property
-    def digest(self) -> bytes:
-        """Return SHA-256 of the canonical encoding."""
-        return hashlib.sha256(self.to_bytes()).digest()
-
-
-W = TypeVar("W", bound=WireModel)
-_FIELD = re.compile(r"[a-z0-9_.()]{1,80}")
-
-
-def parse_wire(model: type[W], data: bytes, *, what: str) -> W:
-    """Parse canonical JSON into a wire model; raises ManifestError, naming the field and never its value."""
-    _check_versions(parse_canonical(data, what=what), what)
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "(whole)"
-        # An unknown member's name is the sender's own text, which may not reach a terminal.
-        shown = field if _FIELD.fullmatch(field) else "(unknown)"
-        raise ManifestError(f"the {what} has a wrong or unknown field: {shown}") from None
-
-
-def _check_versions(value: dict[str, object], what: str) -> None:
-    """Refuse another version before its fields, which may be unknown here, are looked at."""
-    version = value.get("version", VERSION)
-    if isinstance(version, int) and version != VERSION:
-        raise ManifestError(f"the {what} is of another protocol version than {VERSION}; update the older side")
-    for member in value.values():
-        if isinstance(member, dict):
-            _check_versions(member, what)
-
-
-class PublicManifest(WireModel):
-    """What an observer may read of a transfer; its digest binds the wrap, the stream keys and every signature."""
-
-    version: Annotated[int, Field(ge=0, le=2**16)]
-    suite: Short
-    transfer_id: Hex16
-    keyset_digest: Hex32
-    sender_id: Hex32
-    chunk_bytes: Count
-    expires_at: Annotated[int, Field(ge=0, le=2**53 - 1)]
-
-
-class RequestHead(WireModel):
-    """The clear head of a request: manifest, wrapped content key, stream nonce, commitment, sender authentication."""
-
-    manifest: PublicManifest
-    wrap: HexWrap
-    stream_nonce: Hex32
-    commitment: Hex32
-    server_nonce: Hex32
-    signature: Hex64
-
-    def signed_bytes(self) -> bytes:
-        """Return what the device key signs: everything in the head but the signature."""
-        return self.model_copy(update={"signature": "0" * 128}).to_bytes()
-
-
-class ReplyHead(WireModel):
-    """The clear head of a reply; its keys derive from the request's content key and manifest."""
-
-    version: Annotated[int, Field(ge=0, le=2**16)]
-    transfer_id: Hex16
-    chunk_bytes: Count
-    stream_nonce: Hex32
-    commitment: Hex32
 
 
 class ModelWire(WireModel):

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from splitinfer.errors import LimitExceededError, ManifestError
 from splitinfer.sealing.encoding import prefixed
-from splitinfer.sealing.manifest import Count, Hex16, Hex32, Hex64, Short, WireModel, parse_wire
 from splitinfer.sealing.signing import Purpose, Signer
+from splitinfer.sealing.wire import Count, Hex16, Hex32, Hex64, Short, WireModel, parse_wire
 
 __all__ = ["RECEIPT_BYTES", "Event", "Receipt", "ReceiptBody", "read_receipt_region", "receipt_region", "sign_receipt"]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from splitinfer.handoff import VerifiedRecipient
 from splitinfer.sealing.encoding import prefixed
+from splitinfer.sealing.heads import PublicManifest, ReplyHead, RequestHead
 from splitinfer.sealing.keys import (
     CONTENT_KEY_BYTES,
     SUITE,
@@ -17,9 +18,10 @@ from splitinfer.sealing.keys import (
     derive_stream_keys,
     wrap_content_key,
 )
-from splitinfer.sealing.manifest import VERSION, PublicManifest, ReplyHead, RequestHead, manifest_region
+from splitinfer.sealing.manifest import manifest_region
 from splitinfer.sealing.signing import Purpose, Signer
 from splitinfer.sealing.stream import ChunkCipher, ChunkRoot, SealedStream
+from splitinfer.sealing.wire import VERSION
 
 __all__ = ["EXPIRY_SECONDS", "HEAD_BOUND_BYTES", "SealedBody", "TransferKeys", "seal_reply", "seal_request"]
 

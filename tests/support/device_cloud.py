@@ -17,12 +17,11 @@ from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.intake import OpenedRequest, open_request
 from splitinfer.receive.recipient import NonceTable, TransferTable
 from splitinfer.receive.replies import SentRequest
+from splitinfer.sealing.heads import PublicManifest
 from splitinfer.sealing.manifest import (
-    VERSION,
     CacheWire,
     ModelWire,
     NumericsWire,
-    PublicManifest,
     RequestManifest,
     ResponseManifest,
     SamplingWire,
@@ -34,6 +33,7 @@ from splitinfer.sealing.receipt import Event, Receipt, ReceiptBody, receipt_regi
 from splitinfer.sealing.signing import signer
 from splitinfer.sealing.stream import PROMPT_CHUNK_BYTES
 from splitinfer.sealing.transfer import SealedBody, TransferKeys, seal_reply, seal_request
+from splitinfer.sealing.wire import VERSION
 from tests.support.keys import Deployment
 
 MODEL = ModelIdentity("1" * 64, "2" * 64, "3" * 64)

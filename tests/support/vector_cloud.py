@@ -16,7 +16,7 @@ from splitinfer.handoff import Numerics, Route
 from splitinfer.receive.reading import read_head
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.receive.tokens import TokenSink
-from splitinfer.sealing.manifest import RequestHead
+from splitinfer.sealing.heads import RequestHead
 from splitinfer.sealing.transfer import TransferKeys
 from tests.support.vectors import (
     BytesSource,

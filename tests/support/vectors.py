@@ -21,8 +21,9 @@ from splitinfer.receive.intake import open_request
 from splitinfer.receive.recipient import NonceTable, TransferTable
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink
+from splitinfer.sealing.heads import PublicManifest
 from splitinfer.sealing.keys import KemKey
-from splitinfer.sealing.manifest import CacheWire, PublicManifest, RequestManifest, cache_bytes
+from splitinfer.sealing.manifest import CacheWire, RequestManifest, cache_bytes
 from splitinfer.sealing.receipt import Receipt
 from splitinfer.sealing.signing import Purpose, verify
 from splitinfer.sealing.transfer import TransferKeys

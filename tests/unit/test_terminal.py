@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from splitinfer.cli.terminal import for_terminal, printable
 from splitinfer.errors import ManifestError
 from splitinfer.sealing.encoding import canonical
-from splitinfer.sealing.manifest import ReplyHead, parse_wire
+from splitinfer.sealing.heads import ReplyHead
+from splitinfer.sealing.wire import parse_wire
 
 
 class Terminal(io.StringIO):

@@ -8,7 +8,7 @@ import pytest
 
 from splitinfer.errors import SplitInferError, error_for_code
 from splitinfer.receive.checks import CHECKS, Check
-from splitinfer.sealing.manifest import PublicManifest, RequestHead
+from splitinfer.sealing.heads import PublicManifest, RequestHead
 from tests.support.vectors import FOLDER, all_vectors
 
 # docs/format.md section 11: who the recipient is comes before the numbers, the receipt after them.

@@ -12,15 +12,8 @@ from splitinfer.handoff import CacheLayout, SamplingParams
 from splitinfer.receive.expectations import check_request, check_response
 from splitinfer.schedule import pad_tokens
 from splitinfer.sealing.encoding import canonical
-from splitinfer.sealing.manifest import (
-    CacheWire,
-    ModelWire,
-    RequestManifest,
-    SamplingWire,
-    SessionWire,
-    TokensWire,
-    parse_wire,
-)
+from splitinfer.sealing.manifest import CacheWire, ModelWire, RequestManifest, SamplingWire, SessionWire, TokensWire
+from splitinfer.sealing.wire import parse_wire
 from tests.support.device_cloud import EXPECTED, LAYOUT, MODEL, request_manifest, response_manifest
 
 OTHER_MODELS = [

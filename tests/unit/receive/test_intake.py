@@ -20,7 +20,8 @@ from splitinfer.errors import (
 from splitinfer.receive.intake import MAX_EXPIRY_SECONDS, open_request, require_chunk_bytes
 from splitinfer.receive.tokens import TokenSink, token_slab
 from splitinfer.sealing.encoding import prefixed
-from splitinfer.sealing.manifest import RequestHead, RequestManifest
+from splitinfer.sealing.heads import RequestHead
+from splitinfer.sealing.manifest import RequestManifest
 from splitinfer.sealing.signing import Purpose, sign
 from splitinfer.sealing.stream import CHUNK_BYTES
 from tests.support.device_cloud import Bytes, Pair, joined, layout_bytes, request_manifest, slab_sizes

@@ -25,7 +25,8 @@ from splitinfer.errors import (
 from splitinfer.receive.replies import OpenedReply, open_reply, refusal_error
 from splitinfer.sealing.encoding import prefixed
 from splitinfer.sealing.frames import Frame, FrameKind, end_frame, pad_frame, refusal_frame, token_frame
-from splitinfer.sealing.manifest import RefusalWire, ReplyHead
+from splitinfer.sealing.heads import ReplyHead
+from splitinfer.sealing.manifest import RefusalWire
 from splitinfer.sealing.receipt import RECEIPT_BYTES, Receipt
 from splitinfer.sealing.stream import FRAME_CHUNK_BYTES, TAG_BYTES
 from tests.support.device_cloud import (

@@ -21,9 +21,9 @@ from splitinfer.sealing.manifest import (
     SamplingWire,
     cache_bytes,
     manifest_region,
-    parse_wire,
 )
 from splitinfer.sealing.stream import CHUNK_BYTES
+from splitinfer.sealing.wire import parse_wire
 from tests.support.device_cloud import LAYOUT, request_manifest, response_manifest
 
 layers = st.builds(

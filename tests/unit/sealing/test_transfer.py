@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitinfer.errors import AuthenticationError
+from splitinfer.sealing.heads import PublicManifest, ReplyHead, RequestHead
 from splitinfer.sealing.keys import CONTENT_KEY_BYTES, KemKey, unwrap_content_key
-from splitinfer.sealing.manifest import PublicManifest, ReplyHead, RequestHead, parse_wire
 from splitinfer.sealing.signing import Purpose, signer, verify
 from splitinfer.sealing.stream import CHUNK_BYTES
 from splitinfer.sealing.transfer import (
@@ -19,6 +19,7 @@ from splitinfer.sealing.transfer import (
     seal_reply,
     seal_request,
 )
+from splitinfer.sealing.wire import parse_wire
 from tests.support.device_cloud import Pair, cut, joined, request_manifest
 from tests.support.keys import NOW
 
