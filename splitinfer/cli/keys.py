@@ -21,6 +21,7 @@ from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.home.server_state import allow_device, generation
 from splitinfer.sealing.wire import parse_wire
 from splitinfer.transport.http import HttpTransport
+from trust_models.remote_url import check_url
 
 __all__ = ["add_parser"]
 
@@ -97,6 +98,10 @@ def _allow(args: argparse.Namespace) -> int:
 
 def _trust(args: argparse.Namespace) -> int:
     home = Home.find(args.home)
+    try:
+        check_url(args.url)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     pin = args.identity
     if pin is None:
         pin = _fingerprint(home, args.url, args.tls_ca)

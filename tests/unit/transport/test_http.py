@@ -275,21 +275,27 @@ def test_connection_reset_while_sending_is_a_transport_error() -> None:
         HttpTransport(url).exchange(released(*[b"x" * (1 << 20)] * 32))
 
 
-def test_a_reply_before_the_whole_body_is_marked_early() -> None:
+def test_a_reply_before_the_whole_body_is_marked_early_and_nothing_more_is_pulled() -> None:
+    pulled: list[bytes] = []
+
     def serve(connection: socket.socket) -> None:
         connection.recv(100)
         connection.sendall(OK_HEAD % 0)
-        time.sleep(0.3)
+        while connection.recv(1000):
+            pass
 
     def body() -> Iterator[bytes]:
-        yield b"a"
-        time.sleep(0.2)
-        yield b"b"
+        for piece in (b"a", b"b", b"c"):
+            pulled.append(piece)
+            yield piece
+            time.sleep(0.3)
 
     with raw_server(serve) as url:
-        reply = HttpTransport(url).exchange(ReleasedTransfer(Route.DECODE, 2, body(), "", CountingMeter()))
-        assert reply.is_early
+        reply = HttpTransport(url).exchange(ReleasedTransfer(Route.DECODE, 3, body(), "", CountingMeter()))
+        is_early = reply.is_early
         reply.close()
+    assert is_early
+    assert len(pulled) < 3
 
 
 @pytest.mark.parametrize("declared", [1, 7])
