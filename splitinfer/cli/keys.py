@@ -16,9 +16,9 @@ from splitinfer.errors import SplitInferError, StateError, UsageError
 from splitinfer.exchange import read_keyset
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log, receipt_keeper
+from splitinfer.home.cloud_state import allow_device, generation
 from splitinfer.home.folder import write_private
 from splitinfer.home.remotes import Remote, save_remote
-from splitinfer.home.server_state import allow_device, generation
 from splitinfer.sealing.wire import parse_wire
 from splitinfer.transport.http import HttpTransport
 from trust_models.remote_url import check_url

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from splitinfer.attestation.keyset import identity_sha256
 from splitinfer.errors import UsageError
 from splitinfer.home import Home
+from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
 from splitinfer.home.remotes import Remote, save_remote
-from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
 from trust_models.remote_url import is_loopback
 
 if TYPE_CHECKING:

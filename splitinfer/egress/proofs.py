@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from splitinfer.egress.checkpoint import Checkpoint, open_checkpoint, read_unverified, unbase64
 from splitinfer.egress.files import FileLayer
-from splitinfer.egress.records import Record, decode
+from splitinfer.egress.records import Record, parse_record
 from splitinfer.egress.verification import stored_log
 from splitinfer.errors import AuditLogError, BrokenLogError
 from splitinfer.merkle import (
@@ -91,7 +91,7 @@ def check_proof(text: str, public_key: Ed25519PublicKey, *, origin: str | None =
         proof=[unbase64(line, "proof hash") for line in lines[3:]],
         root=checkpoint.root,
     )
-    return ProvenRecord(index=index, record=decode(payload), checkpoint=checkpoint)
+    return ProvenRecord(index=index, record=parse_record(payload), checkpoint=checkpoint)
 
 
 def check_extension(text: str, older_note: str, public_key: Ed25519PublicKey) -> tuple[Checkpoint, Checkpoint]:

@@ -19,7 +19,17 @@ import rfc8785
 from splitinfer.egress.files import FileLayer
 from splitinfer.errors import AuditLogError, BrokenLogError
 
-__all__ = ["HEADER_BYTES", "MAX_RECORD_BYTES", "Frame", "Record", "checked", "decode", "encode", "framed", "frames"]
+__all__ = [
+    "HEADER_BYTES",
+    "MAX_RECORD_BYTES",
+    "Frame",
+    "Record",
+    "checked",
+    "framed",
+    "frames",
+    "parse_record",
+    "record_bytes",
+]
 
 Record = Mapping[str, object]
 
@@ -62,7 +72,7 @@ def _check_value(value: object, depth: int) -> None:
         raise AuditLogError(f"a record holds str, int, bool, None, list and dict only, not {kind}")
 
 
-def encode(record: dict[str, Any]) -> bytes:
+def record_bytes(record: dict[str, Any]) -> bytes:
     """Return the canonical JSON of a record (RFC 8785); raises AuditLogError where it has none or is too long."""
     try:
         payload = rfc8785.dumps(record)
@@ -74,7 +84,7 @@ def encode(record: dict[str, Any]) -> bytes:
     return payload
 
 
-def decode(payload: bytes) -> dict[str, Any]:
+def parse_record(payload: bytes) -> dict[str, Any]:
     """Read one canonical record; raises BrokenLogError where the bytes are anything else."""
     try:
         record = json.loads(payload)

@@ -13,7 +13,7 @@ from typing import Any
 
 import rfc8785
 
-from splitinfer.egress.records import Frame, decode
+from splitinfer.egress.records import Frame, parse_record
 from splitinfer.errors import BrokenLogError
 from splitinfer.merkle import Frontier, leaf_hash
 
@@ -50,7 +50,7 @@ class LogState:
 
     def absorb(self, frame: Frame) -> dict[str, Any]:
         """Take in the next record and return it; raises BrokenLogError where it cannot follow the earlier ones."""
-        record = decode(frame.payload)
+        record = parse_record(frame.payload)
         if record.get("seq") != self.size:
             raise BrokenLogError(f"the audit log's record {self.size} carries another number")
         if record.get("type") == "intent":

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer.egress.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
 from splitinfer.egress.files import FileLayer, OpenMode, read_small, sync, sync_directory, write_small
-from splitinfer.egress.records import Frame, Record, decode, encode, framed, frames
+from splitinfer.egress.records import Frame, Record, framed, frames, parse_record, record_bytes
 from splitinfer.egress.state import LogState
 from splitinfer.errors import AuditLogError, BrokenLogError
 
@@ -107,7 +107,7 @@ class LogStore:
     def append(self, fields: dict[str, object]) -> int:
         """Stamp and append a record and return its index; durable on return."""
         index = self.state.size
-        payload = encode({**fields, "seq": index, "time": int(self._clock() * 1000)})
+        payload = record_bytes({**fields, "seq": index, "time": int(self._clock() * 1000)})
         if index - self._saved_size >= STATE_EVERY:
             self.save_state()
         self._sync_foreign()
@@ -144,7 +144,7 @@ class LogStore:
         """Yield the records from index `since` on that end at byte `stop` or before."""
         for index, frame in enumerate(frames(self._files, self.handle, start=0, stop=stop)):
             if index >= since:
-                yield decode(frame.payload)
+                yield parse_record(frame.payload)
 
 
 def _text(note: bytes) -> str:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from splitinfer.egress.checkpoint import Checkpoint, open_checkpoint, read_unverified
 from splitinfer.egress.commitments import SaltStore
 from splitinfer.egress.files import FileLayer, OpenMode, OsFiles, read_small
-from splitinfer.egress.records import Frame, Record, decode, frames
+from splitinfer.egress.records import Frame, Record, frames, parse_record
 from splitinfer.egress.state import LogState
 from splitinfer.egress.storage import CHECKPOINT_NAME, LOG_NAME, SALTS_NAME, STATE_NAME
 from splitinfer.errors import AuditLogError, BrokenLogError
@@ -87,7 +87,7 @@ def read_records(directory: Path, since: int = 0, *, files: FileLayer | None = N
     with stored_log(directory, files=files) as stored:
         for index, frame in enumerate(stored.frames):
             if index >= since:
-                yield decode(frame.payload)
+                yield parse_record(frame.payload)
 
 
 def verify(

@@ -13,8 +13,8 @@ import pytest
 
 from splitinfer.handoff import Route
 from splitinfer.home import Home
+from splitinfer.home.cloud_state import allowed_devices, make_replica
 from splitinfer.home.remotes import load_remote
-from splitinfer.home.server_state import allowed_devices, make_replica
 from splitinfer.model.engine import Engine
 from tests.integration.conftest import CommandLine
 from tests.support import bad_servers

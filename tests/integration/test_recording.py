@@ -23,8 +23,8 @@ from splitinfer.egress.verification import read_records, verify
 from splitinfer.errors import RemoteRefusedError
 from splitinfer.handoff import Segment
 from splitinfer.home import Home
+from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
 from splitinfer.home.remotes import Remote, save_remote
-from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
 from splitinfer.model.engine import Engine
 from splitinfer.schedule import pad_tokens
 from splitinfer.sealing.stream import ChunkCipher

@@ -16,7 +16,7 @@ import pytest
 
 from splitinfer.errors import TransportError
 from splitinfer.home import Home
-from splitinfer.home.server_state import allow_device
+from splitinfer.home.cloud_state import allow_device
 from splitinfer.model.engine import Engine
 from splitinfer.segments import note, question
 from splitinfer.session import Session

@@ -21,8 +21,8 @@ from splitinfer.egress.verification import read_records, verify
 from splitinfer.errors import SplitInferError
 from splitinfer.handoff import CacheLayout, SamplingParams, Segment, Sink
 from splitinfer.home import Home
+from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
 from splitinfer.home.remotes import Remote, save_remote
-from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
 from splitinfer.model.engine import Decoding, Engine
 from splitinfer.model.loading import LoadedModel
 from splitinfer.session import Session

@@ -19,8 +19,8 @@ from splitinfer.cloud import CloudService
 from splitinfer.egress.verification import read_records
 from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Route, Segment, Source, Transport
 from splitinfer.home import Home
+from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
 from splitinfer.home.remotes import Remote, save_remote
-from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
 from splitinfer.model.engine import Engine
 from splitinfer.session import Session
 from splitinfer.transport.memory import MemoryTransport

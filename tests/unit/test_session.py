@@ -18,8 +18,8 @@ from splitinfer.embedded import path as embedded_path
 from splitinfer.errors import ModelMismatchError, PromptError, TransportError, UnsupportedModelError
 from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Route, Source
 from splitinfer.home import Home
+from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
 from splitinfer.home.remotes import Remote, save_remote
-from splitinfer.home.server_state import allow_device, allowed_devices, make_replica
 from splitinfer.model.engine import Engine
 from splitinfer.model.identity import identify
 from splitinfer.model.loading import load

@@ -14,7 +14,7 @@ from splitinfer import schedule
 from splitinfer.attestation.keyset import Keyset, identity_sha256
 from splitinfer.attestation.sender import sender_id
 from splitinfer.egress.checkpoint import open_checkpoint, sign_checkpoint
-from splitinfer.egress.records import encode, framed
+from splitinfer.egress.records import framed, record_bytes
 from splitinfer.merkle import leaf_hash, root_of
 from splitinfer.receive.tokens import token_slab
 from splitinfer.sealing import frames
@@ -171,7 +171,7 @@ def test_receipt() -> None:
 
 def test_audit_log() -> None:
     row = derivation("audit-log")
-    payloads = [encode(record) for record in row["records"]]
+    payloads = [record_bytes(record) for record in row["records"]]
     root = root_of([leaf_hash(payload) for payload in payloads])
     key = _key(row["checkpoint_private_key"])
     assert [framed(payload).hex() for payload in payloads] == row["frames"]

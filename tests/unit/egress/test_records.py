@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitinfer.egress.files import OpenMode
-from splitinfer.egress.records import decode, encode, framed, frames
+from splitinfer.egress.records import framed, frames, parse_record, record_bytes
 from splitinfer.errors import BrokenLogError
 from tests.support.lossy_files import LossyDisk, LossyFiles
 
@@ -32,15 +32,15 @@ def _read(data: bytes) -> list[bytes]:
 @given(RECORDS)
 @settings(deadline=None, max_examples=100)
 def test_records_come_back_as_they_were_written(records: list[dict]) -> None:
-    payloads = [encode(record) for record in records]
+    payloads = [record_bytes(record) for record in records]
     assert _read(b"".join(map(framed, payloads))) == payloads
-    assert [decode(payload) for payload in payloads] == records
+    assert [parse_record(payload) for payload in payloads] == records
 
 
 @given(RECORDS, st.data())
 @settings(deadline=None, max_examples=100)
 def test_only_an_incomplete_last_frame_is_left_out(records: list[dict], data: st.DataObject) -> None:
-    payloads = [encode(record) for record in records]
+    payloads = [record_bytes(record) for record in records]
     whole = b"".join(map(framed, payloads[:-1]))
     last = framed(payloads[-1])
     kept = data.draw(st.integers(0, len(last) - 1))
@@ -51,7 +51,7 @@ def test_only_an_incomplete_last_frame_is_left_out(records: list[dict], data: st
 @given(RECORDS, st.data())
 @settings(deadline=None, max_examples=200)
 def test_changed_frame_never_reads_as_another_record(records: list[dict], data: st.DataObject) -> None:
-    payloads = [encode(record) for record in records]
+    payloads = [record_bytes(record) for record in records]
     log = b"".join(map(framed, payloads))
     at = data.draw(st.integers(0, len(log) - 1))
     changed = bytearray(log)
@@ -74,6 +74,6 @@ def test_arbitrary_bytes_are_refused_or_left_out(data: bytes) -> None:
 
 
 def test_zeroed_header_before_another_record_is_refused() -> None:
-    two = framed(encode({"a": 1})) + framed(encode({"b": 2}))
+    two = framed(record_bytes({"a": 1})) + framed(record_bytes({"b": 2}))
     with pytest.raises(BrokenLogError):
         _read(bytes(12) + two[12:])

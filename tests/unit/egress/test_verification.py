@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer.egress.log import AuditLog
-from splitinfer.egress.records import encode, framed
+from splitinfer.egress.records import framed, record_bytes
 from splitinfer.egress.verification import read_records, verify
 from splitinfer.errors import AuditLogError, BrokenLogError
 from splitinfer.merkle import Frontier, leaf_hash, root_of
@@ -38,7 +38,7 @@ def test_report_states_what_the_log_is(directory: Path) -> None:
     report = verify(directory, PUBLIC)
     assert (report.size, report.checkpoint_size, report.against_size) == (4, 3, None)
     assert (report.open_intents, report.cuts, report.salts) == (0, 0, 1)
-    assert report.root == root_of([leaf_hash(encode(dict(record))) for record in read_records(directory)])
+    assert report.root == root_of([leaf_hash(record_bytes(dict(record))) for record in read_records(directory)])
 
 
 @pytest.mark.parametrize("name", ["log", "state", "checkpoint", "salts/*"])
@@ -108,7 +108,7 @@ def test_checkpoint_signed_by_another_key_is_refused(directory: Path) -> None:
 def _rewrite(directory: Path, records: list[dict]) -> None:
     """Write these records as a well-formed log, as somebody would who knows the format but not the key."""
     stamped = [{**record, "seq": index} for index, record in enumerate(records)]
-    (directory / "log").write_bytes(b"".join(framed(encode(record)) for record in stamped))
+    (directory / "log").write_bytes(b"".join(framed(record_bytes(record)) for record in stamped))
     (directory / "state").unlink()
 
 
@@ -227,7 +227,7 @@ def test_record_that_nobody_here_would_write_is_found(directory: Path, payload: 
 )
 def test_intents_and_outcomes_that_do_not_fit_are_found(directory: Path, record: dict) -> None:
     with (directory / "log").open("ab") as file:
-        file.write(framed(encode({**record, "seq": 4})))
+        file.write(framed(record_bytes({**record, "seq": 4})))
     with pytest.raises(BrokenLogError):
         verify(directory, PUBLIC)
 
@@ -238,5 +238,5 @@ def test_directory_without_a_log_is_refused(tmp_path: Path) -> None:
 
 
 def test_root_is_the_same_by_the_frontier_and_by_all_leaves(directory: Path) -> None:
-    leaves = [leaf_hash(encode(dict(record))) for record in read_records(directory)]
+    leaves = [leaf_hash(record_bytes(dict(record))) for record in read_records(directory)]
     assert Frontier(leaves).root() == verify(directory, PUBLIC).root

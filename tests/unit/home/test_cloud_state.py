@@ -10,7 +10,7 @@ from splitinfer.attestation.keyset import Certificate, certify, identity_sha256
 from splitinfer.errors import SplitInferError, StateError
 from splitinfer.handoff import VerifiedRecipient
 from splitinfer.home import Home
-from splitinfer.home.server_state import allow_device, allowed_devices, generation, make_replica
+from splitinfer.home.cloud_state import allow_device, allowed_devices, generation, make_replica
 from tests.support.keys import NONCE, NOW, Clock, Unseen
 
 KEY = "ab" * 32
