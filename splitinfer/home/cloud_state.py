@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer.attestation.keyset import Certificate, Replica, certify, replica_id_of
 from splitinfer.errors import ManifestError, StateError
-from splitinfer.home.folder import Home, write_private
+from splitinfer.home.folder import Home, locked, write_private
 from splitinfer.sealing.wire import parse_wire
 
 __all__ = ["allow_device", "allowed_devices", "generation", "make_replica"]
@@ -23,9 +23,10 @@ def allow_device(home: Home, public_key_hex: str) -> None:
     """Add a device key to those whose requests are answered; raises StateError."""
     if not _KEY.fullmatch(public_key_hex):
         raise StateError("a device key is 64 lower-case hexadecimal digits; `splitinfer keys show` prints it")
-    keys = [key.hex() for key in allowed_devices(home)]
-    if public_key_hex not in keys:
-        write_private(home.path / "allowed", "\n".join([*keys, public_key_hex]) + "\n")
+    with locked(home.path / "allowed.lock"):
+        keys = [key.hex() for key in allowed_devices(home)]
+        if public_key_hex not in keys:
+            write_private(home.path / "allowed", "\n".join([*keys, public_key_hex]) + "\n")
 
 
 def allowed_devices(home: Home) -> tuple[bytes, ...]:
@@ -96,9 +97,9 @@ def _next_epoch(home: Home) -> Callable[[int], int]:
     path = home.path / "epoch"
 
     def following(now: int) -> int:
-        last = _number(path, default=0, limit=2**53 - 2)
-        epoch = max(last + 1, now)
-        write_private(path, f"{epoch}\n")
+        with locked(path.with_suffix(".lock")):
+            epoch = max(_number(path, default=0, limit=2**53 - 2) + 1, now)
+            write_private(path, f"{epoch}\n")
         return epoch
 
     return following

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from splitinfer.errors import StateError
-from splitinfer.home.folder import Home, write_private
+from splitinfer.home.folder import Home, locked, write_private
 
 __all__ = ["SeenFile"]
 
@@ -31,7 +26,7 @@ class SeenFile:
 
     def remember(self, *, identity_sha256: str, generation: int, replica_id: str, epoch: int) -> None:
         """Record what was accepted; never lowers a number."""
-        with _locked(self._path.with_suffix(".lock")):
+        with locked(self._path.with_suffix(".lock")):
             seen = self._read()
             before = json.dumps(seen)
             epochs, generations = seen["epochs"], seen["generations"]
@@ -55,16 +50,3 @@ def _counts(value: dict[str, object]) -> dict[str, int]:
     if len(counts) != len(value):
         raise ValueError
     return counts
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise StateError(f"the file {path.name} cannot be opened: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
