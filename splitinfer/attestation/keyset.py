@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints
 from splitinfer.errors import StateError
 from splitinfer.sealing.keys import KEM_PUBLIC_KEY_BYTES, KemKey
 from splitinfer.sealing.signing import Purpose, Signer, sign, signer
-from splitinfer.sealing.wire import VERSION, Hex16, Hex32, Hex64, WireModel
+from splitinfer.sealing.wire import VERSION, Hex16, Hex32, Hex64, Seconds, Version, WireModel
 
 __all__ = [
     "CERTIFICATE_SECONDS",
@@ -35,7 +35,6 @@ __all__ = [
 
 CERTIFICATE_SECONDS = 24 * 3600
 KEYSET_SECONDS = 3600
-Seconds = Annotated[int, Field(ge=0, le=2**53 - 1)]
 HexKem = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * KEM_PUBLIC_KEY_BYTES}}}$")]
 Capability = Annotated[str, StringConstraints(pattern=r"^[a-z-]{1,32}$")]
 
@@ -43,7 +42,7 @@ Capability = Annotated[str, StringConstraints(pattern=r"^[a-z-]{1,32}$")]
 class CertificateBody(WireModel):
     """What the identity key says of one replica."""
 
-    version: Annotated[int, Field(ge=0, le=2**16)]
+    version: Version
     identity: Hex32
     replica_id: Hex16
     replica_key: Hex32
@@ -62,7 +61,7 @@ class Certificate(WireModel):
 class Keyset(WireModel):
     """The keys to which a device may seal, until `not_after`."""
 
-    version: Annotated[int, Field(ge=0, le=2**16)]
+    version: Version
     certificate: Certificate
     kem_public_key: HexKem
     receipt_public_key: Hex32

@@ -8,12 +8,13 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from splitinfer.cli.commands import add_command
 from splitinfer.egress.log import AuditLog
 from splitinfer.egress.proofs import check_extension, check_proof, is_extension_proof, prove, prove_extension
 from splitinfer.egress.receipts import check_kept_receipts
@@ -68,12 +69,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, handler: object
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    handler: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+    parser = add_command(commands, name, summary, handler)
     parser.add_argument("--log", metavar="DIR", help="the log directory (default: audit in the state folder)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(handler=handler)
     return parser
 
 

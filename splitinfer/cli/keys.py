@@ -7,10 +7,10 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, KeysetReply, certify, identity_sha256, replica_id_of
+from splitinfer.cli.commands import add_command
 from splitinfer.egress.gate import Gate, Intent, Outcome
 from splitinfer.errors import SplitInferError, StateError, UsageError
 from splitinfer.exchange import read_keyset
@@ -47,32 +47,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="keys_command", required=True, metavar="COMMAND")
-    _command(commands, "show", "print the public keys of this state folder", _show)
-    _command(commands, "create-identity", "make the identity key of a cloud", _create_identity)
-    allow = _command(commands, "allow", "answer requests of this device", _allow)
+    add_command(commands, "show", "print the public keys of this state folder", _show)
+    add_command(commands, "create-identity", "make the identity key of a cloud", _create_identity)
+    allow = add_command(commands, "allow", "answer requests of this device", _allow)
     allow.add_argument("key", metavar="KEY", help="the device key that its `keys show` prints")
-    trust = _command(commands, "trust", "pin a cloud's identity under a name", _trust)
+    trust = add_command(commands, "trust", "pin a cloud's identity under a name", _trust)
     trust.add_argument("name", metavar="NAME", help="the name that policies use")
     trust.add_argument("url", metavar="URL")
     trust.add_argument("--identity", metavar="SHA256", help="the fingerprint its operator gave you")
     trust.add_argument("--tls-ca", metavar="FILE", type=Path, help="CA certificate of its TLS, if not public")
-    _command(commands, "replica", "print this replica's key, for `keys certify`", _replica)
-    certified = _command(commands, "certify", "sign a replica's key with the identity key", _certify)
+    add_command(commands, "replica", "print this replica's key, for `keys certify`", _replica)
+    certified = add_command(commands, "certify", "sign a replica's key with the identity key", _certify)
     certified.add_argument("key", metavar="REPLICA_KEY")
     certified.add_argument("-o", "--output", metavar="FILE", type=Path, required=True)
     certified.add_argument("--hours", type=int, default=24, help="validity, 24 at most")
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    summary: str,
-    handler: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(handler=handler)
-    return parser
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from splitinfer.cli.commands import add_command
 from trust_models.explain import explain
 from trust_models.modes import MODES
 from trust_models.policy import Policy, builtin_names, load_builtin, load_policy, parse_policy, policy_text, resolve
@@ -30,24 +31,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="policy_command", required=True, metavar="COMMAND")
-    _command(commands, "list", "list the built-in policies", _list)
-    shown = _command(
+    add_command(commands, "list", "list the built-in policies", _list)
+    shown = add_command(
         commands, "show", "print a policy as it is written; --json: every setting, defaults included", _show
     )
     shown.add_argument("policy", metavar="NAME_OR_FILE", help="a built-in policy's name or a file")
-    explained = _command(commands, "explain", "say in plain language what leaves and who can read it", _explain)
+    explained = add_command(commands, "explain", "say in plain language what leaves and who can read it", _explain)
     explained.add_argument("policy", metavar="NAME_OR_FILE", help="a built-in policy's name or a file")
-    checked = _command(commands, "check", "check that a policy file can be used", _check)
+    checked = add_command(commands, "check", "check that a policy file can be used", _check)
     checked.add_argument("file", metavar="FILE", help="the policy file")
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, handler: object
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(handler=handler)
-    return parser
 
 
 def _list(args: argparse.Namespace) -> int:

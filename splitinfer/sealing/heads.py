@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import StringConstraints
 
 from splitinfer.sealing.keys import WRAP_BYTES
-from splitinfer.sealing.wire import Count, Hex16, Hex32, Hex64, Short, WireModel
+from splitinfer.sealing.wire import Count, Hex16, Hex32, Hex64, Seconds, Short, Version, WireModel
 
 __all__ = ["PublicManifest", "ReplyHead", "RequestHead"]
 
@@ -20,13 +20,13 @@ HexWrap = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * WRAP_BYTES
 class PublicManifest(WireModel):
     """What an observer may read of a transfer; its digest binds the wrap, the stream keys and every signature."""
 
-    version: Annotated[int, Field(ge=0, le=2**16)]
+    version: Version
     suite: Short
     transfer_id: Hex16
     keyset_digest: Hex32
     sender_id: Hex32
     chunk_bytes: Count
-    expires_at: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    expires_at: Seconds
 
 
 class RequestHead(WireModel):
@@ -47,7 +47,7 @@ class RequestHead(WireModel):
 class ReplyHead(WireModel):
     """The clear head of a reply; its keys derive from the request's content key and manifest."""
 
-    version: Annotated[int, Field(ge=0, le=2**16)]
+    version: Version
     transfer_id: Hex16
     chunk_bytes: Count
     stream_nonce: Hex32

@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from splitinfer import handoff, schedule
 from splitinfer.errors import ManifestError, UsageError
 from splitinfer.sealing.encoding import prefixed
-from splitinfer.sealing.wire import Count, Decimals, Hex16, Hex32, Short, WireModel
+from splitinfer.sealing.wire import Count, Decimals, Hex16, Hex32, Short, Version, WireModel
 
 __all__ = [
     "MANIFEST_REGION_BYTES",
@@ -189,7 +189,7 @@ class SessionWire(WireModel):
 class RequestManifest(WireModel):
     """The first thing inside a request stream: what it carries and what is asked."""
 
-    version: Annotated[int, Field(ge=0, le=2**16)]
+    version: Version
     kind: Literal["prefill", "decode"]
     protection: Short
     codec: Short
@@ -223,7 +223,7 @@ class RefusalWire(WireModel):
 class ResponseManifest(WireModel):
     """The first thing inside a reply stream."""
 
-    version: Annotated[int, Field(ge=0, le=2**16)]
+    version: Version
     kind: Literal["cache", "tokens", "refusal"]
     request_manifest_sha256: Hex32
     codec: Short

@@ -12,7 +12,7 @@ from pydantic import Field
 from splitinfer.errors import LimitExceededError, ManifestError
 from splitinfer.sealing.encoding import prefixed
 from splitinfer.sealing.signing import Purpose, Signer
-from splitinfer.sealing.wire import Count, Hex16, Hex32, Hex64, Short, WireModel, parse_wire
+from splitinfer.sealing.wire import Count, Hex16, Hex32, Hex64, Seconds, Short, Version, WireModel, parse_wire
 
 __all__ = ["RECEIPT_BYTES", "Event", "Receipt", "ReceiptBody", "read_receipt_region", "receipt_region", "sign_receipt"]
 
@@ -29,7 +29,7 @@ class Event(WireModel):
 class ReceiptBody(WireModel):
     """What is signed."""
 
-    version: Annotated[int, Field(ge=0, le=2**16)]
+    version: Version
     transfer_id: Hex16
     manifest_sha256: Hex32
     ciphertext_root: Hex32
@@ -37,7 +37,7 @@ class ReceiptBody(WireModel):
     keyset_digest: Hex32
     protection: Short
     log_checkpoint: Hex32
-    served_at: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    served_at: Seconds
     events: Annotated[list[Event], Field(max_length=8)]
 
 

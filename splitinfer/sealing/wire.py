@@ -11,13 +11,27 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from splitinfer.errors import ManifestError
 from splitinfer.sealing.encoding import canonical, parse_canonical
 
-__all__ = ["VERSION", "Count", "Decimals", "Hex16", "Hex32", "Hex64", "Short", "WireModel", "parse_wire"]
+__all__ = [
+    "VERSION",
+    "Count",
+    "Decimals",
+    "Hex16",
+    "Hex32",
+    "Hex64",
+    "Seconds",
+    "Short",
+    "Version",
+    "WireModel",
+    "parse_wire",
+]
 
 VERSION = 1
 
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+Version = Annotated[int, Field(ge=0, le=2**16)]
+Seconds = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Short = Annotated[str, StringConstraints(max_length=64)]
 Decimals = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$")]
