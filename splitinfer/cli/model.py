@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from splitinfer.egress.log import AuditLog
-from splitinfer.errors import ModelNotFoundError, TransportError
+from splitinfer.errors import ModelNotFoundError, TransportError, UnsupportedCacheError, UnsupportedModelError
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log
 from splitinfer.model.identity import identify, read_json
@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     commands = parser.add_subparsers(dest="model_command", required=True, metavar="COMMAND")
     rows: tuple[tuple[str, str, str, Callable[[argparse.Namespace], int]], ...] = (
-        ("info", "SOURCE", "show a model's architecture and digests", _info),
+        ("info", "SOURCE", "show a model's architecture and digests; loads it", _info),
         ("digest", "SOURCE", "print the weights digest, as a policy pins it", _digest),
         ("fetch", "HUB_ID", "download a model from the hub", _fetch),
     )
@@ -48,13 +48,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _info(args: argparse.Namespace) -> int:
-    from splitinfer.model.loading import resolve_source  # torch takes seconds to load
+    from splitinfer.model.loading import load, resolve_source  # torch takes seconds to load
 
     directory = resolve_source(args.source)
+    try:
+        loaded = load(args.source)
+        identity, ends_early = loaded.identity, loaded.prefill_ends_early
+    except (UnsupportedCacheError, UnsupportedModelError):
+        # What cannot be run still has digests; a form without any is refused again here.
+        identity, ends_early = identify(directory), False
     config = read_json(directory / "config.json")
     names = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings")
     facts = {name: config[name] for name in names if name in config}
-    _print({"source": args.source, **facts, **asdict(identify(directory))}, as_json=args.json)
+    facts |= {**asdict(identity), "prefill_ends_early": ends_early}
+    _print({"source": args.source, **facts}, as_json=args.json)
     return 0
 
 

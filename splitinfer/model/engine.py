@@ -120,13 +120,20 @@ class Engine:
         progress: Callable[[int], None] | None = None,
     ) -> CacheSnapshot:
         """Run the steps of the prompt on an empty cache, or `onto` one of its first tokens (see `prefill.prefill`)."""
-        snapshot = prefill(self._loaded.model, token_ids, steps=steps, onto=onto, progress=progress)
+        snapshot = prefill(
+            self._loaded.model,
+            token_ids,
+            steps=steps,
+            onto=onto,
+            progress=progress,
+            ends_early=self._loaded.prefill_ends_early,
+        )
         self.prefilled_tokens += sum(stop - start for start, stop in steps)
         return snapshot
 
     def burn(self, tokens: int) -> None:
         """Spend the time of `tokens` padding tokens and keep nothing; not counted as prefilled."""
-        burn(self._loaded.model, tokens)
+        burn(self._loaded.model, tokens, ends_early=self._loaded.prefill_ends_early)
 
     def decode(self, snapshot: CacheSnapshot, *, last_token: int, params: SamplingParams) -> Decoding:
         """Continue from the snapshot with the prompt's last token; raises as `decode.Decoder` does."""

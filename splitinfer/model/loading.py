@@ -18,6 +18,7 @@ from splitinfer import embedded
 from splitinfer.errors import ModelMismatchError, ModelNotFoundError, UnsupportedCacheError, UnsupportedModelError
 from splitinfer.handoff import ModelIdentity, Numerics
 from splitinfer.model.identity import DigestCache, identify, read_json, weight_files
+from splitinfer.model.probe import prefill_ends_early
 
 __all__ = ["LoadedModel", "load", "resolve_source"]
 
@@ -29,7 +30,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to compute, in eval mode without gradients, and what it is."""
+    """A model ready to compute, in eval mode without gradients, and what it is.
+
+    `prefill_ends_early` tells whether its forwards may end where the cache is complete; tried out at load.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -38,6 +42,7 @@ class LoadedModel:
     max_positions: int
     eos_token_ids: frozenset[int]
     directory: Path
+    prefill_ends_early: bool = False
 
 
 def resolve_source(source: str) -> Path:
@@ -95,6 +100,7 @@ def load(
         max_positions=_max_positions(model),
         eos_token_ids=_eos_token_ids(model, tokenizer),
         directory=directory,
+        prefill_ends_early=prefill_ends_early(model),
     )
 
 

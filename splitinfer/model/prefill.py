@@ -1,18 +1,21 @@
 """Prefill: token ids and steps -> CacheSnapshot, on whichever side the plan says.
 
 Every step is one forward on the growing cache. The steps are the same in every mode, so that the same tokens give
-bit-equal caches; no logits are computed, and the prompt's last token is left to `decode`.
+bit-equal caches; no logits are computed, and the prompt's last token is left to `decode`. Where the model bears it
+(`probe.prefill_ends_early`), a step ends as soon as its cache is complete; the cache is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from splitinfer.cache.snapshot import CacheSnapshot, new_cache, restore, take
 from splitinfer.errors import EmptyPromptError, LayoutMismatchError, PromptError
+from splitinfer.model.early_end import ending_early
 
 __all__ = ["BURN_STEP_TOKENS", "burn", "prefill"]
 
@@ -26,11 +29,13 @@ def prefill(
     steps: Sequence[tuple[int, int]],
     onto: CacheSnapshot | None = None,
     progress: Callable[[int], None] | None = None,
+    ends_early: bool = False,
 ) -> CacheSnapshot:
     """Run `token_ids[start:stop]` for every step and return the cache of all tokens up to the last `stop`.
 
     `token_ids` is the whole prompt: with `onto`, the cache of its first tokens, the steps start where that ends.
     `progress` is called after every step with the number of prompt tokens that are in the cache by then.
+    `ends_early` ends every step's forward at the last cache layer (see `early_end.ending_early`).
     Raises EmptyPromptError without any step and cache, LayoutMismatchError for steps that leave a gap, overlap or
     pass the end, PromptError for an id outside the vocabulary.
     """
@@ -44,20 +49,28 @@ def prefill(
     cache = new_cache(model.config) if onto is None else restore(onto, model.config, device=model.device)
     with torch.inference_mode():
         for start, stop in steps:
-            _forward(model, token_ids[start:stop], cache)
+            _advance(model, token_ids[start:stop], cache, ends_early=ends_early)
             if progress is not None:
                 progress(stop)
     return take(cache, true_tokens=steps[-1][1])
 
 
-def burn(model: PreTrainedModel, tokens: int) -> None:
-    """Run a forward over `tokens` dummy tokens on an empty cache and discard it, so that time shows the padded size."""
+def burn(model: PreTrainedModel, tokens: int, *, ends_early: bool = False) -> None:
+    """Run a forward over `tokens` dummy tokens on an empty cache and discard it, so that time shows the padded size.
+
+    `ends_early` must be that of the prefill, so that a dummy token takes a real one's time.
+    """
     if tokens <= 0:
         return
     cache = new_cache(model.config)
     with torch.inference_mode():
         for size in _burn_sizes(tokens):
-            _forward(model, [0] * size, cache)
+            _advance(model, [0] * size, cache, ends_early=ends_early)
+
+
+def _advance(model: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache, *, ends_early: bool) -> None:
+    with ending_early(cache) if ends_early else nullcontext():
+        _forward(model, token_ids, cache)
 
 
 def _forward(model: PreTrainedModel, token_ids: Sequence[int], cache: object) -> None:
