@@ -96,7 +96,8 @@ def measure(device: Home, *, greedy: int, seeded: int, seed: int) -> list[Tally]
     engine = load_engine("embedded", home=device)
     tallies = {mode: Tally(mode) for mode in MODES}
     with ExitStack() as stack:
-        sessions = {mode: stack.enter_context(Session.open(mode.value, home=device, engine=engine)) for mode in tallies}
+        opened = {mode: Session.open(mode.value, home=device, engine=engine, use_store=False) for mode in tallies}
+        sessions = {mode: stack.enter_context(session) for mode, session in opened.items()}
         for kind, segments, expected, sampling in _cases(greedy, seeded, seed):
             local = sessions[TrustMode.LOCAL].run(segments, max_new_tokens=40, **sampling)
             tallies[TrustMode.LOCAL].add(kind, local, local, expected)

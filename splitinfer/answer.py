@@ -47,6 +47,7 @@ class Answer:
 
     `exact` tells whether both sides had equal numerics and the codec is bit-exact, so that the tokens are those of
     mode `local`. `receipt` is the recipient's signed receipt, checked against the log, or None where nothing left.
+    `is_reused` tells that the public text's cache came from the device's store, so that nothing left in this run.
     """
 
     mode: str
@@ -66,6 +67,7 @@ class Answer:
     policy_digest: str
     audit_size: int
     audit_root: str
+    is_reused: bool = False
     note: str | None = None
 
     @property
@@ -94,6 +96,7 @@ class Answer:
             "policy_digest": self.policy_digest,
             "exact": self.exact,
             "is_fallback": self.is_fallback,
+            "is_reused": self.is_reused,
             "receipt": self.receipt.model_dump(mode="json") if self.receipt else None,
             "audit_size": self.audit_size,
             "audit_root": self.audit_root,

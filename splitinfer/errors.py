@@ -28,6 +28,7 @@ SplitInferError
 ├── AuditLogError                  exit 6
 │   └── BrokenLogError
 ├── StateError                     exit 2   the state folder (keys, remotes) cannot be used
+│   └── StoreError
 └── TransportError                 exit 5
     ├── TransportTimeoutError
     ├── RemoteBusyError
@@ -66,6 +67,7 @@ __all__ = [
     "SplitInferError",
     "StaleKeysetError",
     "StateError",
+    "StoreError",
     "TemplateError",
     "TransportError",
     "TransportTimeoutError",
@@ -105,6 +107,12 @@ class StateError(SplitInferError):
 
     code = "state"
     exit_code = 2
+
+
+class StoreError(StateError):
+    """The store of public caches cannot be used, or cannot take one more: its folder, its limit, the disk."""
+
+    code = "store"
 
 
 class PolicyError(SplitInferError):

@@ -3,6 +3,7 @@
     segments -> labels by policy -> tokens -> plan
     local            prefill here, decode here
     public-prefix    permit -> public tokens up, their cache down -> prefill the rest here -> decode here
+                     (or, without a permit, the cache that the store kept of the same tokens)
     sealed-prefill   permit -> prompt up, its cache down -> decode here
     sealed-decode    prefill here -> permit -> cache up, tokens down
 
@@ -27,19 +28,23 @@ from splitinfer.errors import (
     EgressDeniedError,
     RemoteRefusedError,
     SplitInferError,
+    StoreError,
     TransportError,
     UnsupportedCacheError,
     UsageError,
+    VerificationError,
 )
 from splitinfer.exchange import Ask, Common, Exchange, decode_ask, prefill_ask
-from splitinfer.handoff import Label, SamplingParams, Segment, Transport
+from splitinfer.handoff import Label, SamplingParams, Segment, Transport, VerifiedRecipient
 from splitinfer.model.engine import Engine
 from splitinfer.model.verify_rows import verify_rows
 from splitinfer.placement import Plan, Step, place
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply
+from splitinfer.reuse import Shelf
 from splitinfer.sealing.frames import FrameKind
 from splitinfer.sealing.manifest import ModelWire, NumericsWire
+from splitinfer.store import CacheStore, Facts, public_prefix
 from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
 
@@ -51,7 +56,10 @@ ROW_TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a session lends to every run. `transport` is None where the mode has no other side."""
+    """What a session lends to every run. `transport` is None where the mode has no other side.
+
+    `store` is None where no cache is kept: in every mode but `public-prefix`, or where policy or caller say so.
+    """
 
     policy: Policy
     engine: Engine
@@ -64,6 +72,7 @@ class Device:
     randomness: Callable[[int], bytes] = field(repr=False)
     session_id: str
     on_prefill: Callable[[int, int], None] | None = None
+    store: CacheStore | None = None
 
     def prefill_progress(self, total: int) -> Callable[[int], None] | None:
         """Return what the engine calls with the number of prompt tokens done so far."""
@@ -84,8 +93,11 @@ class _Progress:
     last_token_at: float = 0.0
     is_exact: bool = True
     is_fallback: bool = False
+    is_reused: bool = False
+    notes: list[str] = field(default_factory=list)
     egress: EgressSummary = field(default_factory=EgressSummary)
     exchange: Exchange | None = None
+    recipient: VerifiedRecipient | None = None
 
     def saw_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -157,16 +169,27 @@ class Flow:
 
     def _cloud_prefill(self) -> Iterator[str]:
         """`public-prefix` and `sealed-prefill`: tokens up, cache down, the rest here."""
-        ids, plan = self._prompt.token_ids, self._plan
+        plan = self._plan
         self._require_verifiable(plan.prefix_tokens)
-        ask = prefill_ask(self._common(), ids[: plan.prefix_tokens], plan.cloud_steps)
+        shelf = self._shelf()
+        snapshot = self._stored(shelf) if shelf else None
+        if snapshot is None:
+            snapshot = self._prefilled_by_cloud(shelf)
+        if plan.device_steps:
+            snapshot = self._prefill(plan.device_steps, onto=snapshot)
+        yield from self._decode_here(snapshot)
+
+    def _prefilled_by_cloud(self, shelf: Shelf | None) -> CacheSnapshot:
+        """Ask the cloud; what was received and verified is stored, where there is a shelf for it."""
+        plan = self._plan
+        ask = prefill_ask(self._common(), self._prompt.token_ids[: plan.prefix_tokens], plan.cloud_steps)
         with self._permitted(ask) as exchange:
             reply = self._send(exchange, ask)
             snapshot = self._receive(exchange, reply, ask)
             self._verify_rows(snapshot)
-        if plan.device_steps:
-            snapshot = self._prefill(plan.device_steps, onto=snapshot)
-        yield from self._decode_here(snapshot)
+        if shelf:
+            self._store(shelf, snapshot, self._facts(reply, verified_rows=self._rows_wanted(snapshot)))
+        return snapshot
 
     def _sealed_decode(self) -> Iterator[str]:
         """Prefill here, cache up, tokens down; only verified frames are shown."""
@@ -241,6 +264,7 @@ class Flow:
 
     def _send(self, exchange: Exchange, ask: Ask) -> OpenedReply:
         recipient = exchange.appraise(pinned_sha256=self._device.pinned_sha256, seen=self._device.seen)
+        self._progress.recipient = recipient
         reply = exchange.send(ask, recipient)
         theirs = reply.manifest.numerics
         same = theirs is not None and theirs.numerics() == self._engine.numerics
@@ -265,7 +289,7 @@ class Flow:
 
     def _verify_rows(self, snapshot: CacheSnapshot) -> None:
         """Recompute as many random rows of a received cache as the policy asks for."""
-        count = min(self._device.policy.transfer.verify_rows, snapshot.true_tokens)
+        count = self._rows_wanted(snapshot)
         rows: set[int] = set()
         while len(rows) < count:
             rows.add(int.from_bytes(self._device.randomness(8), "big") % snapshot.true_tokens)
@@ -275,6 +299,77 @@ class Flow:
         except SplitInferError:
             wipe(snapshot)
             raise
+
+    def _rows_wanted(self, snapshot: CacheSnapshot) -> int:
+        return min(self._device.policy.transfer.verify_rows, snapshot.true_tokens)
+
+    def _shelf(self) -> Shelf | None:
+        """Return the place of this run's public prefix in the store, or None where nothing is kept."""
+        store, engine, plan = self._device.store, self._engine, self._plan
+        if store is None or plan.mode is not TrustMode.PUBLIC_PREFIX:
+            return None
+        prefix = public_prefix(
+            self._prompt,
+            steps=plan.cloud_steps,
+            model=engine.identity,
+            numerics=engine.numerics,
+            layout=engine.layout,
+            codec=self._device.policy.transfer.codec,
+            recipient_identity_sha256=self._device.pinned_sha256,
+        )
+        return Shelf(store, prefix)
+
+    def _stored(self, shelf: Shelf) -> CacheSnapshot | None:
+        """Use the cache of an earlier transfer again: a record in the log, and nothing moves."""
+        seen, pinned = self._device.seen, self._device.pinned_sha256
+        stored = shelf.find(lowest_generation=seen.highest_generation(pinned))
+        if stored is None:
+            return None
+        facts, rows = stored.facts, self._rows_wanted(stored.cache)
+        if facts.verified_rows < rows:
+            try:
+                self._verify_rows(stored.cache)
+            except VerificationError as error:
+                self._log_reuse(facts, code=error.code)
+                shelf.forget()
+                raise
+            self._store(shelf, stored.cache, facts.model_copy(update={"verified_rows": rows}))
+        self._log_reuse(facts)
+        self._progress.is_exact, self._progress.is_reused = facts.is_exact, True
+        return stored.cache
+
+    def _store(self, shelf: Shelf, snapshot: CacheSnapshot, facts: Facts) -> None:
+        """Keep a verified cache; a run does not fail because its disk is full."""
+        try:
+            shelf.keep(snapshot, facts)
+        except StoreError as error:
+            self._progress.notes.append(f"the public text's cache was not stored: {error}")
+
+    def _facts(self, reply: OpenedReply, *, verified_rows: int) -> Facts:
+        recipient = self._progress.recipient
+        return Facts(
+            model=ModelWire.of(self._engine.identity),
+            tokens=self._plan.prefix_tokens,
+            recipient=self._device.pinned_sha256,
+            generation=recipient.generation if recipient else 0,
+            transfer_id=reply.sent.keys.transfer_id.hex(),
+            received_root=reply.reader.root().hex(),
+            verified_rows=verified_rows,
+            is_exact=self._progress.is_exact,
+            stored_at=int(self._device.clock()),
+        )
+
+    def _log_reuse(self, facts: Facts, *, code: str = "") -> None:
+        policy = self._device.policy
+        self._device.gate.reuse(
+            mode=policy.mode.value,
+            policy_sha256=policy.digest,
+            recipient=facts.recipient,
+            tokens_bucket=schedule.pad_tokens(facts.tokens),
+            transfer_id=facts.transfer_id,
+            received_root=facts.received_root,
+            code=code,
+        )
 
     def _intent(self, ask: Ask) -> Intent:
         policy = self._device.policy
@@ -328,7 +423,8 @@ class Flow:
             policy_digest=self._device.policy.digest,
             audit_size=self._device.gate.size,
             audit_root=self._device.gate.root.hex(),
-            note=plan.note,
+            is_reused=progress.is_reused,
+            note="; ".join([*([plan.note] if plan.note else []), *progress.notes]) or None,
         )
 
 

@@ -21,13 +21,16 @@ from splitinfer.flow import Device, Flow
 from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log, receipt_keeper
+from splitinfer.home.cache_store import open_store
 from splitinfer.home.remotes import Remote, load_remote
 from splitinfer.home.seen import SeenFile
 from splitinfer.model.digest_cache import DigestCache
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import load
 from splitinfer.model.sampling import require_sampling_params
+from splitinfer.store import CacheStore
 from splitinfer.transport.http import HttpTransport
+from trust_models.modes import TrustMode
 from trust_models.policy import Policy, resolve
 
 __all__ = ["AnswerStream", "Session", "load_engine"]
@@ -49,12 +52,14 @@ class Session:
         engine: Engine | None = None,
         transport: Transport | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
+        use_store: bool = True,
     ) -> Session:
         """Open a session: the policy (a built-in name, a TOML file, or a Policy), the model that it names, the log.
 
         `engine` reuses a model that is loaded already, `transport` replaces HTTP, `on_prefill(done, total)` is called
-        after every prefill step on the device. Raises PolicyError, ModelError and its kinds,
-        UnsupportedCacheError, StateError, TransportError for an unusable URL or CA, AuditLogError.
+        after every prefill step on the device. `use_store` False neither reads nor writes the store of public
+        caches, whatever the policy says. Raises PolicyError, ModelError and its kinds, UnsupportedCacheError,
+        StateError and StoreError, TransportError for an unusable URL or CA, AuditLogError.
         """
         rules = policy if isinstance(policy, Policy) else resolve(str(policy))
         folder = home if isinstance(home, Home) else Home.find(str(home) if home else None)
@@ -66,6 +71,7 @@ class Session:
             raise ModelMismatchError(f"the policy pins the weights {pin}, the engine given has {found}")
         transport = transport or (HttpTransport(remote.url, tls_ca=remote.tls_ca) if remote else None)
         key = folder.key("device")
+        store = _store(rules, folder) if use_store else None
         # Last, so that nothing after it can fail and leave the log open.
         log = open_log(folder, Path(rules.audit.path) if rules.audit.path else None)
         device = Device(
@@ -80,6 +86,7 @@ class Session:
             randomness=secrets.token_bytes,
             session_id=secrets.token_hex(16),
             on_prefill=on_prefill,
+            store=store,
         )
         return cls(device, log=log)
 
@@ -160,6 +167,13 @@ def _remote(policy: Policy, home: Home) -> Remote | None:
     if named.name is not None:
         return load_remote(home, named.name)
     return Remote(named.url or "", named.identity_sha256 or "", Path(named.tls_ca) if named.tls_ca else None)
+
+
+def _store(policy: Policy, home: Home) -> CacheStore | None:
+    """Open the store where the policy has one; only `public-prefix` receives caches of public text alone."""
+    if policy.mode is not TrustMode.PUBLIC_PREFIX or not policy.store.enabled:
+        return None
+    return open_store(home, max_bytes=policy.store.max_bytes)
 
 
 def _params(sampling: Mapping[str, object]) -> SamplingParams:

@@ -80,6 +80,7 @@ def explain(policy: Policy) -> str:
     parts.append(("What is only empirical", _empirical(policy.mode)))
     if policy.mode is TrustMode.PUBLIC_PREFIX:
         parts += [("Labels", _labels(policy)), ("Choosing public texts", _CHOICE), ("A dishonest cloud", _rows(policy))]
+        parts.append(("What stays on this device", _store(policy)))
     if policy.mode is not TrustMode.LOCAL:
         parts.append(("If the cloud fails", _fallback(policy)))
     parts += [("Model", _model(policy)), ("Log", _log(policy)), ("Policy digest", policy.digest)]
@@ -148,6 +149,17 @@ def _rows(policy: Policy) -> str:
     return (
         f"{steer} This policy recomputes {rows} random row(s) of the received cache. If one row among T is wrong, "
         f"it goes unnoticed with probability 1 - {rows}/T (0 if T is {rows} or less): long texts are checked thinly."
+    )
+
+
+def _store(policy: Policy) -> str:
+    if not policy.store.enabled:
+        return "Nothing of a transfer but the log: every run asks the cloud again."
+    return (
+        "The cache of the public texts, encrypted under a key of the state folder, in files of "
+        f"{policy.store.max_bytes:,} bytes together at most. A later run on the same public texts uses it: then "
+        "nothing leaves, and the recipient does not learn of that run. Private texts and their cache are never stored. "
+        "Number, sizes and times of the files show on the disk that public texts were used, not which."
     )
 
 

@@ -26,12 +26,14 @@ __all__ = [
     "Remote",
     "SegmentRule",
     "Segments",
+    "Store",
     "Transfer",
 ]
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHUNK_UNIT, _MAX_CHUNK, _MAX_VERIFY_ROWS = 64, 4096, 64
+_MIN_STORE_BYTES = 1024 * 1024
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -71,6 +73,15 @@ def _chunk(value: int) -> int:
 def _rows(value: int) -> int:
     if not 0 <= value <= _MAX_VERIFY_ROWS:
         _refuse(f"transfer.verify_rows is outside 0 to {_MAX_VERIFY_ROWS}; write a number of rows in that range")
+    return value
+
+
+def _store_limit(value: int) -> int:
+    if value < _MIN_STORE_BYTES:
+        _refuse(
+            f"store.max_bytes is below {_MIN_STORE_BYTES}, too little for any cache; write a larger limit, "
+            "or enabled = false"
+        )
     return value
 
 
@@ -190,6 +201,13 @@ class Transfer(_Section):
     verify_rows: Annotated[int, AfterValidator(_rows)] = 0
 
 
+class Store(_Section):
+    """Whether the device keeps caches of public texts, encrypted, and how many bytes they may take on its disk."""
+
+    enabled: bool = True
+    max_bytes: Annotated[int, AfterValidator(_store_limit)] = 4 * 1024**3
+
+
 class Fallback(_Section):
     """What happens when the transport fails before the first token: refuse, or run on the device."""
 
@@ -211,6 +229,7 @@ class Policy(_Section):
     segments: Segments = Segments()
     remote: Remote | None = None
     transfer: Transfer = Transfer()
+    store: Store = Store()
     fallback: Fallback = Fallback()
     audit: Audit = Audit()
 
@@ -228,6 +247,11 @@ class Policy(_Section):
                 f'transfer.verify_rows works in mode "public-prefix" only; '
                 f'write 0 or leave it out in mode "{self.mode}"'
             )
+        if self.store != Store() and self.mode is not TrustMode.PUBLIC_PREFIX:
+            _refuse(
+                f'the store keeps caches of public texts in mode "public-prefix" only; '
+                f'leave [store] out in mode "{self.mode}"'
+            )
         return self
 
     @property
@@ -235,12 +259,17 @@ class Policy(_Section):
         """Return the lower-case hex SHA-256 over the RFC 8785 JSON of the policy's rules.
 
         Defaults are written out and absent options left out. Places are not rules and stay outside: `audit.path`,
-        `remote.url` and `remote.tls_ca`; the recipient is who its identity says, wherever it is. Label rules act
-        together, so that their order and repetition do not matter: they are sorted and counted once.
+        `store.max_bytes`, `remote.url` and `remote.tls_ca`; the recipient is who its identity says, wherever it is.
+        So does `store` in the modes that keep nothing. Label rules act together, so that their order and repetition
+        do not matter: they are sorted and counted once.
         """
         fields = self.model_dump(
-            mode="json", exclude_none=True, exclude={"audit": {"path"}, "remote": {"url", "tls_ca"}}
+            mode="json",
+            exclude_none=True,
+            exclude={"audit": {"path"}, "remote": {"url", "tls_ca"}, "store": {"max_bytes"}},
         )
+        if self.mode is not TrustMode.PUBLIC_PREFIX:
+            del fields["store"]
         unique = {rfc8785.dumps(rule): rule for rule in fields["segments"]["rule"]}
         fields["segments"]["rule"] = [unique[key] for key in sorted(unique)]
         return hashlib.sha256(rfc8785.dumps(fields)).hexdigest()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from trust_models.modes import TrustMode
-from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Transfer
+from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Store, Transfer
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -25,11 +25,18 @@ _TABLES: Mapping[str, type[BaseModel]] = MappingProxyType(
         "segments.rule": SegmentRule,
         "remote": Remote,
         "transfer": Transfer,
+        "store": Store,
         "fallback": Fallback,
         "audit": Audit,
     }
 )
-_TYPES = MappingProxyType({"string_type": 'a text: "..."', "int_type": "a whole number without quotes"})
+_TYPES = MappingProxyType(
+    {
+        "string_type": 'a text: "..."',
+        "int_type": "a whole number without quotes",
+        "bool_type": "true or false without quotes",
+    }
+)
 _MODE_WORDS = ", ".join(TrustMode)
 _SHOWN_LETTERS = 40
 

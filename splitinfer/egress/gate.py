@@ -115,6 +115,34 @@ class Gate:
         fields = {"mode": mode, "policy_sha256": policy_sha256, "tokens_bucket": tokens_bucket, "bytes_sent": 0}
         self._log.append({"type": "local", "protection": "none", **fields})
 
+    def reuse(
+        self,
+        *,
+        mode: str,
+        policy_sha256: str,
+        recipient: str,
+        tokens_bucket: int,
+        transfer_id: str,
+        received_root: str,
+        code: str = "",
+    ) -> None:
+        """Log that the cache of an earlier transfer is used again and nothing leaves; `code` where it was refused.
+
+        `transfer_id` and `received_root` are those of the call that brought it, `recipient` is who computed it.
+        """
+        record: dict[str, object] = {
+            "type": "reuse",
+            "mode": mode,
+            "protection": "none",
+            "policy_sha256": policy_sha256,
+            "recipient": recipient,
+            "tokens_bucket": tokens_bucket,
+            "transfer_id": transfer_id,
+            "received_root": received_root,
+            "bytes_sent": 0,
+        }
+        self._log.append({**record, "code": code} if code else record)
+
     @property
     def size(self) -> int:
         """Return the number of records in the log."""

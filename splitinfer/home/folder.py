@@ -58,6 +58,13 @@ class Home:
             write_private(public, key.public_key().public_bytes_raw().hex() + "\n")
         return key
 
+    def secret(self, name: str) -> bytes:
+        """Return the 32 random bytes of this name, made on first use (0600); raises StateError."""
+        path = self._keys / f"{name}.key"
+        if not path.exists():
+            _create_once(path, secrets.token_bytes(32).hex() + "\n")
+        return read_hex(path, 32)
+
     def has_key(self, name: str) -> bool:
         """Tell whether the key of this name was made before."""
         return (self._keys / f"{name}.key").exists()

@@ -171,7 +171,7 @@ home, modes, arguments = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
 codes = {}
 for mode in modes:
     sys.stdout = open(os.devnull, "w")
-    codes[mode] = main(["--home", home, *arguments, "--policy", mode])
+    codes[mode] = main(["--home", home, *arguments, "--policy", mode, "--no-store"])
     sys.stdout.close()
 print(json.dumps(codes), file=sys.__stdout__)
 """

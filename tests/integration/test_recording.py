@@ -60,9 +60,9 @@ class Scene:
     temporary: tuple[Path, Path]
 
     def run(self, mode: str, segments: Sequence[Segment], **sampling: object) -> list[Capture]:
-        """Run a prompt in this process and return what crossed."""
+        """Run a prompt in this process, without the store, and return what crossed."""
         self.proxy.take()
-        with Session.open(mode, home=self.device, engine=self.engine) as session:
+        with Session.open(mode, home=self.device, engine=self.engine, use_store=False) as session:
             session.run(segments, **sampling)
         return self.proxy.take()
 
@@ -244,6 +244,7 @@ def test_nothing_of_the_prompt_is_in_either_state_folder_or_temporary_files(
     scene: Scene, commands: dict[str, CommandRun], scanner: Scanner
 ) -> None:
     assert (scene.device.path / "seen.json").exists(), "the folder that the runs used"
+    assert len(list((scene.device.path / "store").glob("?" * 64))) == 1, "the cache of the public text is stored"
     for folder in (scene.device.path, scene.cloud.home, *scene.temporary):
         assert scanner.find_in_files(folder) == {}
 

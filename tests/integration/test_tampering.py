@@ -300,7 +300,7 @@ def _arguments(folder: Path, mode: str) -> list[str]:
     for name, text in (("shown", DOCUMENT), ("hidden", NOTE)):
         (folder / name).write_text(text)
     chosen = ["run", "--policy", mode, "--public", str(folder / "shown"), "--private", str(folder / "hidden")]
-    return [*chosen, "--private-text", QUESTION, "--max-new-tokens", str(ANSWER_TOKENS)]
+    return [*chosen, "--private-text", QUESTION, "--max-new-tokens", str(ANSWER_TOKENS), "--no-store"]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda row: f"{row[0]}-{row[3]}-{row[4]}")

@@ -106,7 +106,7 @@ class AttackScene:
         log = Path(policy.audit.path or "")
         pieces: list[str] = []
         failure: SplitInferError | None = None
-        with _watched_sinks() as sinks, Session.open(policy, home=self.device, engine=self.engine) as session:
+        with _watched_sinks() as sinks, self._session(policy) as session:
             try:
                 pieces.extend(session.stream(segments, **sampling))
             except SplitInferError as error:
@@ -156,6 +156,9 @@ class AttackScene:
             assert len(WireBody.parse(reply.body).chunks) == REFUSAL_CHUNKS, (
                 "the cloud answered with more than a refusal"
             )
+
+    def _session(self, policy: Policy) -> Session:
+        return Session.open(policy, home=self.device, engine=self.engine, use_store=False)
 
     def _policy(self, mode: str) -> Policy:
         policy = resolve(mode)

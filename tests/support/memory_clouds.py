@@ -33,11 +33,13 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 def policy_of(mode: str, *, verify_rows: int = 0, on_remote_failure: str = "refuse", **sections: object) -> Policy:
-    """Make a policy of this mode whose recipient is the remote named `default`."""
+    """Make a policy of this mode whose recipient is the remote named `default`; it keeps no cache unless told to."""
     values: dict[str, object] = {"mode": mode, **sections}
     if mode != "local":
         values.setdefault("remote", {"name": "default"})
         values["fallback"] = {"on_remote_failure": on_remote_failure}
+    if mode == "public-prefix":
+        values.setdefault("store", {"enabled": False})
     if verify_rows:
         values["transfer"] = {"verify_rows": verify_rows}
     return Policy.model_validate(values)

@@ -24,11 +24,13 @@ BYTE_SIDE = (
     "splitinfer.schedule",
     "splitinfer.sealing",
     "splitinfer.segments",
+    "splitinfer.store",
     "splitinfer.transport",
     "trust_models",
 )
 PROOFS = {
     "VerifiedRecipient": "splitinfer/attestation/appraise.py",
+    "PublicPrefix": "splitinfer/store/prefix.py",
     "ReleasedTransfer": "splitinfer/egress/gate.py",
     "VerifiedTransfer": "splitinfer/receive/intake.py",
 }

@@ -361,3 +361,29 @@ def test_a_permit_shows_nothing_of_its_bodies(permit: Permit) -> None:
     released, _ = send(permit, b"canary")
     assert "canary" not in repr(released)
     assert "canary" not in repr(permit)
+
+
+# --- reuse ------------------------------------------------------------------------------------------------------------
+
+REUSE = {
+    "mode": "public-prefix",
+    "policy_sha256": "1" * 64,
+    "recipient": "2" * 64,
+    "tokens_bucket": 64,
+    "transfer_id": "3" * 32,
+    "received_root": "4" * 64,
+}
+
+
+def test_reuse_is_logged_with_the_transfer_that_it_came_from_and_no_bytes(log: AuditLog) -> None:
+    gate = Gate(log, keep_receipt=nothing_kept)
+    gate.reuse(**REUSE)
+    gate.reuse(**REUSE, code="verification")
+    first, second = log.records()
+    stamped = {"seq", "time"}
+    expected = {**REUSE, "type": "reuse", "protection": "none", "bytes_sent": 0}
+    assert {name: value for name, value in first.items() if name not in stamped} == expected
+    assert {name: value for name, value in second.items() if name not in stamped} == {
+        **expected,
+        "code": "verification",
+    }

@@ -39,7 +39,7 @@ def test_digest_is_sha256_of_the_canonical_json() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    order=st.permutations(["model", "segments", "remote", "transfer", "fallback"]),
+    order=st.permutations(["model", "segments", "remote", "transfer", "store", "fallback"]),
     comment=st.text("abc xyz", max_size=20),
 )
 def test_digest_is_the_same_with_defaults_written_out_in_any_order(order: list[str], comment: str) -> None:
@@ -61,6 +61,7 @@ def test_builtin_policies_have_different_digests() -> None:
         '[[segments.rule]]\nsource = "a"\nlabel = "public"',
         "[transfer]\nchunk_tokens = 64",
         "[transfer]\nverify_rows = 1",
+        "[store]\nenabled = false",
         '[fallback]\non_remote_failure = "local"',
     ],
 )
@@ -79,6 +80,7 @@ def test_digest_leaves_places_out() -> None:
     inline = f'mode = "sealed-decode"\n[remote]\nidentity_sha256 = "{HEX}"\nurl = "https://{{}}"\n'
     moved = inline.format("b.example:8443") + 'tls_ca = "ca.pem"\n[audit]\npath = "elsewhere"'
     assert _digest(inline.format("a")) == _digest(moved)
+    assert _digest(f"{BASE}[store]\nmax_bytes = 2000000") == _digest(BASE)
 
 
 def test_digest_ignores_the_order_and_repetition_of_rules() -> None:

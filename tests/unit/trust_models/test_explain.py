@@ -106,3 +106,12 @@ def test_labels_count_the_rules() -> None:
         f"{rule.format('c', 'private')}"
     )
     assert "1 rule(s) that name a text as public and 2 that make texts private" in text
+
+
+def test_what_stays_on_the_device_is_said_where_something_stays() -> None:
+    text = _builtin("public-prefix")
+    assert "Private texts and their cache are never stored." in text
+    assert "4,294,967,296 bytes" in text
+    off = _explained(f'mode = "public-prefix"\n{REMOTE}[store]\nenabled = false')
+    assert "every run asks the cloud again" in off
+    assert all("What stays on this device" not in _builtin(name) for name in builtin_names() if name != "public-prefix")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -274,3 +275,36 @@ def test_file_of_the_largest_size_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(text + "x" * (MAX_POLICY_BYTES - len(text)))
     assert load_policy(path).mode is TrustMode.LOCAL
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+STORE = f"{PUBLIC}{REMOTE}[store]\n"
+
+
+def test_store_is_on_with_four_gibibytes_unless_the_policy_says_otherwise() -> None:
+    policy = parse_policy(f"{PUBLIC}{REMOTE}", origin="policy")
+    assert (policy.store.enabled, policy.store.max_bytes) == (True, 4 * 1024**3)
+    assert load_builtin("public-prefix").store == policy.store
+    assert not parse_policy(f"{STORE}enabled = false", origin="policy").store.enabled
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('enabled = "yes"', "store.enabled has the wrong type; write true or false without quotes"),
+        ("max_bytes = 1000", "or enabled = false"),
+        ('max_bytes = "4 GiB"', "store.max_bytes has the wrong type; write a whole number without quotes"),
+        ("enable = true", "write enabled"),
+    ],
+)
+def test_store_settings_that_cannot_be_are_refused(line: str, words: str) -> None:
+    with pytest.raises(PolicyError, match=re.escape(words)):
+        parse_policy(STORE + line, origin="policy")
+
+
+@pytest.mark.parametrize("mode", ["local", "sealed-prefill", "sealed-decode"])
+def test_store_is_refused_in_a_mode_that_keeps_nothing(mode: str) -> None:
+    remote = "" if mode == "local" else '[remote]\nname = "default"\n'
+    with pytest.raises(PolicyError, match=re.escape("leave [store] out")):
+        parse_policy(f'mode = "{mode}"\n{remote}[store]\nenabled = false', origin="policy")
