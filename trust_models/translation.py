@@ -29,7 +29,14 @@ _TABLES: Mapping[str, type[BaseModel]] = MappingProxyType(
         "audit": Audit,
     }
 )
-_TYPES = MappingProxyType({"string_type": 'a text: "..."', "int_type": "a whole number without quotes"})
+_TYPES = MappingProxyType(
+    {
+        "string_type": 'a text: "..."',
+        "int_type": "a whole number without quotes",
+        "float_type": "a number without quotes",
+        "bool_type": "true or false, without quotes",
+    }
+)
 _MODE_WORDS = ", ".join(TrustMode)
 _SHOWN_LETTERS = 40
 
