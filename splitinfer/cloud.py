@@ -33,7 +33,6 @@ from splitinfer.sealing.manifest import (
     RefusalWire,
     RequestManifest,
     ResponseManifest,
-    cache_bytes,
 )
 from splitinfer.sealing.receipt import RECEIPT_BYTES, Event, ReceiptBody, receipt_region, sign_receipt
 from splitinfer.sealing.stream import FRAME_CHUNK_BYTES
@@ -101,9 +100,10 @@ class CloudService:
         with self._model_lock:
             self._engine.burn(padded - true)
         answer.log("prefilled", true)
-        total = cache_bytes(snapshot.layout, padded)
-        packed = codec.pack(snapshot, codec=manifest.codec, padded_tokens=padded)
-        response = self._response(answer, kind="cache", manifest=manifest)
+        packed = _packed(snapshot, manifest)
+        total = packed.size_bytes
+        coded_bytes = total if packed.is_variable else None
+        response = self._response(answer, kind="cache", manifest=manifest, coded_bytes=coded_bytes)
         return answer.reply(
             response,
             answer.cache_pieces(packed),
@@ -127,11 +127,14 @@ class CloudService:
         if manifest.sampling is None or manifest.last_token is None:
             raise LayoutMismatchError("a decode request names sampling and a last token")
         params = manifest.sampling.params()
-        padded = manifest.tokens.padded
-        layout = self._expected.layout
-        sink = codec.sink(layout, codec=manifest.codec, true_tokens=manifest.tokens.true, padded_tokens=padded)
-        sizes = (slab.size_bytes for slab in schedule.slabs(layout, padded))
-        verified = opened.receive(sink, sizes, data_bytes=cache_bytes(layout, padded))
+        sink = codec.sink(
+            self._expected.layout,
+            codec=manifest.codec,
+            true_tokens=manifest.tokens.true,
+            padded_tokens=manifest.tokens.padded,
+            coded_bytes=manifest.coded_bytes,
+        )
+        verified = opened.receive(sink, sink.sizes(), data_bytes=sink.size_bytes)
         answer.log("received", verified.chunk_count)
         snapshot = verified.payload
         answer.log("opened", 1)
@@ -176,7 +179,15 @@ class CloudService:
         for _ in range(frames - sent - 1):
             yield pad_frame()
 
-    def _response(self, answer: _Answer, *, kind: str, manifest: RequestManifest, frames: int = 0) -> ResponseManifest:
+    def _response(
+        self,
+        answer: _Answer,
+        *,
+        kind: str,
+        manifest: RequestManifest,
+        frames: int = 0,
+        coded_bytes: int | None = None,
+    ) -> ResponseManifest:
         is_cache = kind == "cache"
         return ResponseManifest(
             version=VERSION,
@@ -187,9 +198,18 @@ class CloudService:
             numerics=NumericsWire.of(self._engine.numerics),
             tokens=manifest.tokens if is_cache else None,
             cache=CacheWire.of(self._expected.layout) if is_cache else None,
+            coded_bytes=coded_bytes,
             frames=frames,
             refusal=None,
         )
+
+
+def _packed(snapshot: CacheSnapshot, manifest: RequestManifest) -> PackedCache:
+    try:
+        return codec.pack(snapshot, codec=manifest.codec, padded_tokens=manifest.tokens.padded)
+    except BaseException:
+        wipe(snapshot)
+        raise
 
 
 _KINDS = {Route.PREFILL: "prefill", Route.DECODE: "decode"}
@@ -282,6 +302,7 @@ class _Answer:
             numerics=None,
             tokens=None,
             cache=None,
+            coded_bytes=None,
             frames=0,
             refusal=refusal,
         )

@@ -19,17 +19,18 @@ from splitinfer.egress.receipts import check_receipt, check_signature
 from splitinfer.errors import (
     LayoutMismatchError,
     LimitExceededError,
+    ManifestError,
     RecipientMismatchError,
     TransportError,
     TruncatedError,
     UsageError,
 )
 from splitinfer.handoff import (
+    CacheSink,
     PackedCache,
     Reply,
     Route,
     SamplingParams,
-    Sink,
     Transport,
     VerifiedRecipient,
 )
@@ -46,7 +47,6 @@ from splitinfer.sealing.manifest import (
     SamplingWire,
     SessionWire,
     TokensWire,
-    cache_bytes,
     manifest_region,
 )
 from splitinfer.sealing.receipt import Receipt
@@ -110,10 +110,11 @@ def decode_ask(
         tokens,
         steps,
         cache=CacheWire.of(packed.layout),
+        coded_bytes=packed.size_bytes if packed.is_variable else None,
         last_token=last_token,
         sampling=SamplingWire.of(params),
     )
-    total = cache_bytes(packed.layout, tokens.padded)
+    total = packed.size_bytes
     return Ask(Route.DECODE, manifest, packed.slabs(), total, schedule.cache_chunk_bytes(total))
 
 
@@ -124,6 +125,7 @@ def _manifest(
     steps: tuple[Step, ...],
     *,
     cache: CacheWire | None,
+    coded_bytes: int | None = None,
     last_token: int | None,
     sampling: SamplingWire | None,
 ) -> RequestManifest:
@@ -141,6 +143,7 @@ def _manifest(
         tokens=tokens,
         steps=list(steps),
         cache=cache,
+        coded_bytes=coded_bytes,
         last_token=last_token,
         sampling=sampling,
     )
@@ -228,11 +231,9 @@ class Exchange:
         _check_kind(reply, ask)
         return reply
 
-    def receive_cache(self, reply: OpenedReply, sink: Sink[T], *, padded_tokens: int) -> T:
+    def receive_cache(self, reply: OpenedReply, sink: CacheSink[T]) -> T:
         """Receive a cache, check the receipt, and return what the sink finished."""
-        layout = self._expected.layout
-        sizes = (slab.size_bytes for slab in schedule.slabs(layout, padded_tokens))
-        total = cache_bytes(layout, padded_tokens)
+        sizes, total = sink.sizes(), sink.size_bytes
         return reply.receive_cache(sink, sizes, data_bytes=total, check_receipt=self._check_receipt).payload
 
     def receive_frames(self, reply: OpenedReply) -> Iterator[Frame]:
@@ -272,11 +273,13 @@ class Exchange:
 
 
 def _check_kind(reply: OpenedReply, ask: Ask) -> None:
-    """Refuse a reply of another kind, or with another number of frames, than this request has."""
+    """Refuse a reply of another kind, number of frames or codec than this request has."""
     sampling = ask.manifest.sampling
     kind, frames = ("tokens", frame_count(sampling.max_new_tokens)) if sampling else ("cache", 0)
     if (reply.manifest.kind, reply.manifest.frames) != (kind, frames):
         raise LayoutMismatchError("the reply is of another kind or size than was asked for")
+    if reply.manifest.codec != ask.manifest.codec:
+        raise ManifestError("the reply is in another codec than was asked for")
 
 
 def read_keyset(transport: Transport, permit: Permit) -> bytes:

@@ -197,7 +197,11 @@ class Flow:
         snapshot = self._prefill(plan.device_steps)
         padded = schedule.pad_tokens(snapshot.true_tokens)
         self._engine.burn(padded - snapshot.true_tokens)
-        packed = codec.pack(snapshot, codec=self._device.policy.transfer.codec, padded_tokens=padded)
+        try:
+            packed = codec.pack(snapshot, codec=self._device.policy.transfer.codec, padded_tokens=padded)
+        except SplitInferError:
+            wipe(snapshot)
+            raise
         stream = self._engine.text_stream(self._params.stop)
         try:
             ask = decode_ask(self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params)
@@ -274,9 +278,13 @@ class Flow:
     def _receive(self, exchange: Exchange, reply: OpenedReply, ask: Ask) -> CacheSnapshot:
         tokens = ask.manifest.tokens
         sink = codec.sink(
-            self._engine.layout, codec=reply.manifest.codec, true_tokens=tokens.true, padded_tokens=tokens.padded
+            self._engine.layout,
+            codec=reply.manifest.codec,
+            true_tokens=tokens.true,
+            padded_tokens=tokens.padded,
+            coded_bytes=reply.manifest.coded_bytes,
         )
-        return exchange.receive_cache(reply, sink, padded_tokens=tokens.padded)
+        return exchange.receive_cache(reply, sink)
 
     def _require_verifiable(self, prefix_tokens: int) -> None:
         """Refuse before anything is sent where a sliding window drops the rows that are to be recomputed."""

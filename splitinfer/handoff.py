@@ -14,6 +14,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 __all__ = [
     "CacheLayout",
+    "CacheSink",
     "Cloud",
     "CloudReply",
     "Label",
@@ -168,7 +169,7 @@ class CacheLayout:
 
 
 class PackedCache(Protocol):
-    """A cache as slabs of bytes, in the order and with the lengths of `schedule.slabs`."""
+    """A cache as slabs of bytes, in the order of `schedule.slabs`, with the lengths of its codec."""
 
     @property
     def layout(self) -> CacheLayout:
@@ -177,6 +178,14 @@ class PackedCache(Protocol):
     @property
     def true_tokens(self) -> int:
         """Return how many rows are tokens; later rows are zero padding."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of all slabs."""
+
+    @property
+    def is_variable(self) -> bool:
+        """Tell whether that length depends on the contents, so that it must be announced."""
 
     def slabs(self) -> Iterator[memoryview]:
         """Yield every slab once, in order; a slab is valid until the next one is asked for."""
@@ -196,6 +205,17 @@ class Sink(Protocol[Payload_co]):
 
     def wipe(self) -> None:
         """Overwrite and drop everything that was received."""
+
+
+class CacheSink(Sink[Payload_co], Protocol[Payload_co]):
+    """A sink of slabs whose lengths may become known only as they arrive."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of all slabs."""
+
+    def sizes(self) -> Iterator[int]:
+        """Yield the length of each slab just before `slab` gives out its memory."""
 
 
 # --- recipients -----------------------------------------------------------------------------------------------

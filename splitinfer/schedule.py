@@ -10,20 +10,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from splitinfer.errors import ManifestError
+from splitinfer.errors import LayoutMismatchError, ManifestError
 from splitinfer.handoff import CacheLayout, LayerLayout
 
 __all__ = [
+    "LENGTH_BYTES",
     "RANGE_TOKENS",
     "SlabSpec",
     "cache_chunk_bytes",
     "item_bytes",
     "pad_tokens",
+    "padme",
+    "require_coded_bytes",
     "slabs",
 ]
 
 RANGE_TOKENS = 512
 GROUP_TOKENS = 64
+LENGTH_BYTES = 4
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _KIB, _MIB = 1024, 1024 * 1024
 
@@ -55,16 +59,35 @@ def pad_tokens(true_tokens: int) -> int:
     Padme (Nikitin et al., PoPETs 2019, algorithm 1) keeps the top log2(log2 n) + 1 bits of n, at most 12 % more;
     the rounding to 64 comes on top.
     """
-    tokens = max(true_tokens, GROUP_TOKENS)
-    exponent = tokens.bit_length() - 1
+    return -(-padme(max(true_tokens, GROUP_TOKENS)) // GROUP_TOKENS) * GROUP_TOKENS
+
+
+def padme(size: int) -> int:
+    """Round a positive size up to its class (see `pad_tokens`)."""
+    exponent = size.bit_length() - 1
     low_bits = exponent - exponent.bit_length()
-    mask = (1 << low_bits) - 1
-    padme = (tokens + mask) & ~mask
-    return -(-padme // GROUP_TOKENS) * GROUP_TOKENS
+    mask = (1 << max(low_bits, 0)) - 1
+    return (size + mask) & ~mask
+
+
+def require_coded_bytes(coded_bytes: int | None, layout: CacheLayout, padded_tokens: int) -> None:
+    """Refuse a length that a cache in a codec of variable length cannot have.
+
+    It is a size class, at least the slabs' lengths and first bytes, at most that of all slabs as they are. Raises
+    LayoutMismatchError.
+    """
+    sizes = [slab.size_bytes for slab in slabs(layout, padded_tokens)]
+    framing = (LENGTH_BYTES + 1) * len(sizes)
+    most = padme(sum(sizes) + framing)
+    if coded_bytes is None or not framing <= coded_bytes <= most or padme(coded_bytes) != coded_bytes:
+        raise LayoutMismatchError("the cache's coded bytes are missing, no size class, or more than its layout needs")
 
 
 def slabs(layout: CacheLayout, padded_tokens: int) -> Iterator[SlabSpec]:
-    """Yield the slabs of the `raw` codec: token ranges outer, layers inner, sliding windows last; keys, then values."""
+    """Yield the slabs of a cache, with their lengths in codec `raw`.
+
+    Token ranges outer, layers inner, sliding windows last; keys, then values.
+    """
     for start in range(0, padded_tokens, RANGE_TOKENS):
         stop = min(start + RANGE_TOKENS, padded_tokens)
         for index, layer in enumerate(layout.layers):

@@ -22,6 +22,7 @@ from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log, receipt_keeper
 from splitinfer.home.cache_store import open_store
+from splitinfer.home.losses import LossFile
 from splitinfer.home.remotes import Remote, load_remote
 from splitinfer.home.seen import SeenFile
 from splitinfer.model.digest_cache import DigestCache
@@ -30,6 +31,7 @@ from splitinfer.model.loading import load
 from splitinfer.model.sampling import require_sampling_params
 from splitinfer.store import CacheStore
 from splitinfer.transport.http import HttpTransport
+from trust_models.codecs import require_codec
 from trust_models.modes import TrustMode
 from trust_models.policy import Policy, resolve
 
@@ -69,6 +71,10 @@ class Session:
         if pin is not None and engine.identity.weights_sha256 != pin:
             found = engine.identity.weights_sha256
             raise ModelMismatchError(f"the policy pins the weights {pin}, the engine given has {found}")
+        if remote is not None:
+            codec = rules.transfer.codec
+            loss = LossFile(folder).get(engine.identity.weights_sha256, codec)
+            require_codec(rules.transfer, parameters=engine.parameters, loss=loss)
         transport = transport or (HttpTransport(remote.url, tls_ca=remote.tls_ca) if remote else None)
         key = folder.key("device")
         store = _store(rules, folder) if use_store else None

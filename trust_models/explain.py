@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from textwrap import fill
 
+from trust_models.codecs import CODEC_TEXTS, LOSSY, Loss
 from trust_models.modes import MODES, ModeRow, TrustMode
 from trust_models.schema import Policy
 
@@ -61,8 +62,11 @@ _CHOICE = (
 )
 
 
-def explain(policy: Policy) -> str:
-    """Return what will leave, who can read it, what is learnt, what is formal and what happens on failure."""
+def explain(policy: Policy, *, loss: Loss | None = None) -> str:
+    """Return what will leave, who can read it, what is learnt, what is formal and what happens on failure.
+
+    `loss` is what the policy's codec was measured to cost the policy's model, None where nothing was.
+    """
     row = MODES[policy.mode]
     parts = [
         ("Mode", f"{policy.mode}: prefill on the {_place(row)}, decode on the {row.decode}."),
@@ -75,6 +79,7 @@ def explain(policy: Policy) -> str:
             ("Who the recipient is", _recipient(policy)),
             ("What the recipient learns besides", _learns(policy.mode)),
             ("What others learn", _OBSERVERS),
+            ("How the cache is packed", _packing(policy, loss)),
         ]
     parts += [("What is assumed", _sentence(row.assumption)), ("What is formal", _formal(row))]
     parts.append(("What is only empirical", _empirical(policy.mode)))
@@ -161,6 +166,16 @@ def _store(policy: Policy) -> str:
         "nothing leaves, and the recipient does not learn of that run. Private texts and their cache are never stored. "
         "Number, sizes and times of the files show on the disk that public texts were used, not which."
     )
+
+
+def _packing(policy: Policy, loss: Loss | None) -> str:
+    name = policy.transfer.codec
+    text = f"Codec {name}: {CODEC_TEXTS[name]}."
+    if name not in LOSSY:
+        return text
+    known = f"For this model {loss.sentence()}." if loss else "What that costs this model was not measured here."
+    bound = f" It is refused above {policy.transfer.max_kl:g} nats." if policy.transfer.max_kl is not None else ""
+    return f"{text} The answer can be another than in mode local, and is never called exact. {known}{bound}"
 
 
 def _fallback(policy: Policy) -> str:

@@ -14,6 +14,7 @@ import rfc8785
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from trust_models.codecs import LOSSY, CodecName
 from trust_models.labels import LabelName, LabelRule, decide_label, normal_name
 from trust_models.modes import TrustMode
 from trust_models.remote_url import check_url
@@ -34,6 +35,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHUNK_UNIT, _MAX_CHUNK, _MAX_VERIFY_ROWS = 64, 4096, 64
 _MIN_STORE_BYTES = 1024 * 1024
+_MAX_NATS = 10.0
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -81,6 +83,14 @@ def _store_limit(value: int) -> int:
         _refuse(
             f"store.max_bytes is below {_MIN_STORE_BYTES}, too little for any cache; write a larger limit, "
             "or enabled = false"
+        )
+    return value
+
+
+def _nats(value: float) -> float:
+    if not 0 < value <= _MAX_NATS:
+        _refuse(
+            f"transfer.max_kl is outside 0 to {_MAX_NATS:g} nats; write 0.001, which no reader notices, or leave it out"
         )
     return value
 
@@ -193,12 +203,31 @@ class Remote(_Section):
 
 
 class Transfer(_Section):
-    """How bytes travel. `chunk_tokens` is the longest prefill step; `verify_rows` counts recomputed cache rows."""
+    """How bytes travel. `chunk_tokens` is the longest prefill step; `verify_rows` counts recomputed cache rows.
 
-    codec: Literal["raw"] = "raw"
+    `max_kl` is the most that a lossy codec may cost this model, in nats of divergence a token as measured; `codecs`
+    says what each codec is.
+    """
+
+    codec: CodecName = "raw"
+    max_kl: Annotated[float, AfterValidator(_nats)] | None = None
+    allow_q4_small_models: bool = False
     pad: Literal["padme"] = "padme"
     chunk_tokens: Annotated[int, AfterValidator(_chunk)] = 512
     verify_rows: Annotated[int, AfterValidator(_rows)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_kl is not None and self.codec not in LOSSY:
+            _refuse(f'codec "{self.codec}" loses nothing that transfer.max_kl could bound; leave max_kl out')
+        if self.allow_q4_small_models and self.codec != "q4":
+            _refuse(f'codec "{self.codec}" needs no allow_q4_small_models; leave it out')
+        if self.verify_rows and self.codec in LOSSY:
+            _refuse(
+                f'transfer.verify_rows compares rows that codec "{self.codec}" has rounded, so that honest rows '
+                'differ too; write codec = "lossless", or verify_rows = 0'
+            )
+        return self
 
 
 class Store(_Section):

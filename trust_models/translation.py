@@ -34,7 +34,8 @@ _TYPES = MappingProxyType(
     {
         "string_type": 'a text: "..."',
         "int_type": "a whole number without quotes",
-        "bool_type": "true or false without quotes",
+        "float_type": "a number without quotes",
+        "bool_type": "true or false, without quotes",
     }
 )
 _MODE_WORDS = ", ".join(TrustMode)

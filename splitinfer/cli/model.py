@@ -10,20 +10,31 @@ from dataclasses import asdict
 from pathlib import Path
 
 from splitinfer.egress.log import AuditLog
-from splitinfer.errors import ModelNotFoundError, TransportError, UnsupportedCacheError, UnsupportedModelError
+from splitinfer.errors import (
+    ModelNotFoundError,
+    TransportError,
+    UnsupportedCacheError,
+    UnsupportedModelError,
+    UsageError,
+)
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log
+from splitinfer.home.losses import LossFile
 from splitinfer.model.identity import identify, read_json
+from trust_models.codecs import LOSSY, Loss
 
 __all__ = ["add_parser", "fetch"]
 
+_MEASURE_TEXT = "measure what lossy codecs cost a model on texts, and keep the figures"
 # Weights as safetensors, settings and tokenizers; never pickles, never code.
 FETCH_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model")
 _EPILOG = """examples:
   splitinfer model info embedded
   splitinfer model digest ./my-model --json
   splitinfer model fetch Qwen/Qwen3-0.6B
+  splitinfer model measure embedded --codec q8 --text notes.txt
 """
+_CONTEXT_TOKENS, _SCORED_TOKENS, _WINDOWS = 256, 64, 32
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,6 +56,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         command.add_argument("source", metavar=argument)
         command.add_argument("--json", action="store_true", help="print one JSON object")
         command.set_defaults(handler=handler)
+    measured = commands.add_parser("measure", help=_MEASURE_TEXT, description=_MEASURE_TEXT)
+    measured.add_argument("source", metavar="SOURCE")
+    measured.add_argument("--codec", action="append", metavar="CODEC", help="measure this one; may be repeated")
+    measured.add_argument(
+        "--text", nargs="+", required=True, type=Path, metavar="FILE", help="texts of the kind that the model reads"
+    )
+    measured.add_argument("--windows", type=int, default=_WINDOWS, metavar="N", help="at most so many pieces of text")
+    measured.add_argument("--json", action="store_true", help="print one JSON object")
+    measured.set_defaults(handler=_measure)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -84,6 +104,45 @@ def _fetch(args: argparse.Namespace) -> int:
         log.close()
     _print({"source": args.source, "directory": str(directory), **asdict(identify(directory))}, as_json=args.json)
     return 0
+
+
+def _measure(args: argparse.Namespace) -> int:
+    """Measure lossy codecs and keep the figures in the state folder, where a policy's floor finds them."""
+    from splitinfer import codec
+    from splitinfer.cache.snapshot import CacheSnapshot
+    from splitinfer.model.digest_cache import DigestCache
+    from splitinfer.model.loading import load
+    from splitinfer.model.measure import measure, windows
+
+    names = args.codec or list(LOSSY)
+    unknown = sorted(set(names) - set(codec.CODECS))
+    if unknown or args.windows < 2:
+        raise UsageError(f"write --codec as one of {', '.join(codec.CODECS)}, and --windows as 2 or more")
+    home = Home.find(args.home)
+    texts = [_read(path) for path in args.text]
+    loaded = load(args.source, digest_cache=DigestCache(home.digests))
+    scored = windows(loaded, texts, context_tokens=_CONTEXT_TOKENS, scored_tokens=_SCORED_TOKENS, limit=args.windows)
+    losses: dict[str, Loss] = {}
+    for name in names:
+
+        def through(snapshot: CacheSnapshot, name: str = name) -> CacheSnapshot:
+            return codec.move(snapshot, codec=name)
+
+        losses[name] = measure(loaded, scored, through=through)
+        LossFile(home).put(loaded.identity.weights_sha256, name, losses[name])
+        if not args.json:
+            print(f"{name:9} {losses[name].sentence()}")
+    if args.json:
+        figures = {name: asdict(loss) for name, loss in losses.items()}
+        _print({"weights_sha256": loaded.identity.weights_sha256, "codecs": figures}, as_json=True)
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as UTF-8 text; write the paths of text files") from error
 
 
 def _announce(log: AuditLog, hub_id: str) -> None:

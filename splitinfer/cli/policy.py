@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 
 from splitinfer.cli.commands import add_command
+from splitinfer.home import Home
+from splitinfer.home.losses import LossFile
+from trust_models.codecs import LOSSY, Loss
 from trust_models.explain import explain
 from trust_models.modes import MODES
 from trust_models.policy import Policy, builtin_names, load_builtin, load_policy, parse_policy, policy_text, resolve
@@ -67,9 +70,22 @@ def _show(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     policy = resolve(args.policy)
-    text = explain(policy)
+    text = explain(policy, loss=_loss(policy, args))
     print(json.dumps({**_summary(policy), "explanation": text}) if args.json else text)
     return 0
+
+
+def _loss(policy: Policy, args: argparse.Namespace) -> Loss | None:
+    """Return what was measured for the policy's codec and its pinned model, or the embedded one."""
+    pinned = policy.model.weights_sha256
+    if policy.transfer.codec not in LOSSY or (pinned is None and policy.model.source != "embedded"):
+        return None
+    if pinned is None:
+        from splitinfer.model.identity import identify
+        from splitinfer.model.loading import resolve_source  # torch takes seconds to load
+
+        pinned = identify(resolve_source("embedded")).weights_sha256
+    return LossFile(Home.find(args.home)).get(pinned, policy.transfer.codec)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -6,50 +6,98 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
+from splitinfer import schedule
 from splitinfer.cache.snapshot import CacheSnapshot
-from splitinfer.codec import raw
-from splitinfer.errors import UnknownCodecError
-from splitinfer.handoff import CacheLayout, PackedCache, Sink
+from splitinfer.codec.layers import Coders, MakeCoder
+from splitinfer.codec.lossless import LosslessCoder
+from splitinfer.codec.packed import FixedPacked, VariablePacked
+from splitinfer.codec.quantised import Axis, QuantisedCoder, require_carriable
+from splitinfer.codec.raw import RawCoder
+from splitinfer.codec.sinks import CacheSink
+from splitinfer.errors import LayoutMismatchError, UnknownCodecError
+from splitinfer.handoff import CacheLayout
 
-__all__ = ["CODECS", "Codec", "pack", "sink"]
-
-
-class Pack(Protocol):
-    """Turns a snapshot into slabs."""
-
-    def __call__(self, snapshot: CacheSnapshot, *, padded_tokens: int) -> PackedCache:
-        """Return the packed cache."""
-
-
-class MakeSink(Protocol):
-    """Makes the memory that slabs arrive in."""
-
-    def __call__(self, layout: CacheLayout, *, true_tokens: int, padded_tokens: int) -> Sink[CacheSnapshot]:
-        """Return the sink."""
+__all__ = ["CODECS", "Codec", "move", "pack", "sink"]
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One row of the table: its two ends, and whether what arrives is bit for bit what was packed."""
+    """One row of the table: its coders for keys and values, and whether what arrives is bit for bit what was packed."""
 
-    pack: Pack
-    sink: MakeSink
+    keys: MakeCoder
+    values: MakeCoder
     is_exact: bool
+    is_variable: bool = False
+
+    def coders(self) -> Coders:
+        """Make coders with their own scratch memory."""
+        return Coders.make(self.keys, self.values)
 
 
-CODECS: dict[str, Codec] = {"raw": Codec(raw.pack, raw.sink, is_exact=True)}
+def _quantised(key_bits: int, value_bits: int) -> Codec:
+    # Keys get the bits: at 4 bits they cost 13 times the divergence that values cost.
+    def coder(bits: int, axis: Axis) -> MakeCoder:
+        return partial(QuantisedCoder, bits=bits, axis=axis)
+
+    return Codec(coder(key_bits, "per_channel"), coder(value_bits, "per_token"), is_exact=False)
 
 
-def pack(snapshot: CacheSnapshot, *, codec: str, padded_tokens: int) -> PackedCache:
-    """Pack a snapshot with a named codec; raises UnknownCodecError, and LayoutMismatchError for too small a padding."""
-    return _find(codec).pack(snapshot, padded_tokens=padded_tokens)
+CODECS: dict[str, Codec] = {
+    "raw": Codec(RawCoder, RawCoder, is_exact=True),
+    "lossless": Codec(LosslessCoder, LosslessCoder, is_exact=True, is_variable=True),
+    "q8": _quantised(8, 8),
+    "k8v4": _quantised(8, 4),
+    "k6v4": _quantised(6, 4),
+    "q4": _quantised(4, 4),
+}
 
 
-def sink(layout: CacheLayout, *, codec: str, true_tokens: int, padded_tokens: int) -> Sink[CacheSnapshot]:
-    """Make the sink of a named codec; its `finish()` returns a CacheSnapshot. Raises UnknownCodecError."""
-    return _find(codec).sink(layout, true_tokens=true_tokens, padded_tokens=padded_tokens)
+def pack(snapshot: CacheSnapshot, *, codec: str, padded_tokens: int) -> FixedPacked | VariablePacked:
+    """Pack a snapshot with a named codec.
+
+    Raises UnknownCodecError, LayoutMismatchError for too small a padding, and CodecError for elements that a lossy
+    codec cannot carry: NaN, infinity, and beyond +-32,768.
+    """
+    row = _find(codec)
+    if not row.is_exact:
+        # Before the first slab, since a stream that has begun can only break off.
+        require_carriable(snapshot)
+    packed = VariablePacked if row.is_variable else FixedPacked
+    return packed(snapshot, row.coders(), padded_tokens=padded_tokens)
+
+
+def sink(
+    layout: CacheLayout, *, codec: str, true_tokens: int, padded_tokens: int, coded_bytes: int | None = None
+) -> CacheSink:
+    """Make the sink of a named codec; its `finish()` returns a CacheSnapshot.
+
+    `coded_bytes` is the announced length of all slabs, of a codec whose lengths vary; None for the others. Raises
+    UnknownCodecError, and LayoutMismatchError for impossible counts.
+    """
+    row = _find(codec)
+    if row.is_variable:
+        schedule.require_coded_bytes(coded_bytes, layout, padded_tokens)
+    elif coded_bytes is not None:
+        raise LayoutMismatchError(f"the length of a cache in codec {codec!r} follows from its layout")
+    return CacheSink(
+        layout, row.coders(), true_tokens=true_tokens, padded_tokens=padded_tokens, coded_bytes=coded_bytes
+    )
+
+
+def move(snapshot: CacheSnapshot, *, codec: str) -> CacheSnapshot:
+    """Return what a recipient gets of a snapshot: packed, and received again. Raises as `pack` does."""
+    tokens = snapshot.true_tokens
+    padded = schedule.pad_tokens(tokens)
+    packed = pack(snapshot, codec=codec, padded_tokens=padded)
+    announced = packed.size_bytes if packed.is_variable else None
+    target = sink(snapshot.layout, codec=codec, true_tokens=tokens, padded_tokens=padded, coded_bytes=announced)
+    data, at = b"".join(map(bytes, packed.slabs())), 0
+    for size in target.sizes():
+        target.slab()[:] = data[at : at + size]
+        at += size
+    return target.finish()
 
 
 def _find(codec: str) -> Codec:

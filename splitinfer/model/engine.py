@@ -107,6 +107,11 @@ class Engine:
         """Return how many token ids the model has."""
         return int(self._loaded.model.get_input_embeddings().num_embeddings)
 
+    @property
+    def parameters(self) -> int:
+        """Return how many parameters the model has."""
+        return int(sum(part.numel() for part in self._loaded.model.parameters()))
+
     def tokenize(self, segments: Sequence[Segment]) -> PromptTokens:
         """Return the prompt's tokens; raises PromptError and its kinds."""
         return prompt.tokenize(self._loaded.tokenizer, segments)

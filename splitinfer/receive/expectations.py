@@ -12,7 +12,8 @@ from splitinfer.sealing.manifest import CacheWire, ModelWire, RequestManifest, R
 
 __all__ = ["ACCEPTED_CODECS", "Expectations", "check_request", "check_response"]
 
-ACCEPTED_CODECS = ("raw",)
+ACCEPTED_CODECS = ("raw", "lossless", "q8", "k8v4", "k6v4", "q4")
+VARIABLE_CODECS = ("lossless",)
 ACCEPTED_PADS = ("padme",)
 ACCEPTED_PROTECTIONS = ("sealed",)
 
@@ -58,6 +59,7 @@ def check_response(manifest: ResponseManifest, expected: Expectations, *, tokens
         if manifest.tokens.true != tokens:
             raise LayoutMismatchError("the reply's cache has another number of tokens than were asked for")
         _check_cache(manifest.cache, expected)
+    _check_coded_bytes(manifest, expected)
 
 
 def _check_model(found: ModelWire, expected: ModelIdentity, *, here: Literal["device", "cloud"]) -> None:
@@ -83,6 +85,14 @@ def _check_cache(found: CacheWire, expected: Expectations) -> None:
         raise LayoutMismatchError("the cache's layers, shapes or dtypes differ from the model's")
 
 
+def _check_coded_bytes(manifest: RequestManifest | ResponseManifest, expected: Expectations) -> None:
+    """Refuse an announced length that no cache here has, before any memory is taken for it."""
+    if manifest.cache is not None and manifest.tokens is not None and manifest.codec in VARIABLE_CODECS:
+        schedule.require_coded_bytes(manifest.coded_bytes, expected.layout, manifest.tokens.padded)
+    elif manifest.coded_bytes is not None:
+        raise LayoutMismatchError("a length is announced for contents whose length follows from the manifest")
+
+
 def _check_request_layout(manifest: RequestManifest, expected: Expectations) -> None:
     true = manifest.tokens.true
     _check_counts(true, manifest.tokens.padded, expected)
@@ -90,10 +100,12 @@ def _check_request_layout(manifest: RequestManifest, expected: Expectations) -> 
     if manifest.kind == "prefill":
         if (manifest.cache, manifest.last_token, manifest.sampling) != (None, None, None):
             raise LayoutMismatchError("a prefill request carries token ids only")
+        _check_coded_bytes(manifest, expected)
         return
     if manifest.cache is None or manifest.last_token is None or manifest.sampling is None:
         raise LayoutMismatchError("a decode request names a cache layout, a last token and sampling")
     _check_cache(manifest.cache, expected)
+    _check_coded_bytes(manifest, expected)
     if manifest.last_token >= expected.vocabulary:
         raise LayoutMismatchError("the last token is not in the vocabulary")
     if true + 1 + manifest.sampling.max_new_tokens > expected.max_positions:

@@ -34,6 +34,10 @@ __all__ = [
 MANIFEST_REGION_BYTES = 4096
 
 
+# As many as 2^20 chunks of 1 MiB hold.
+CodedBytes = Annotated[int, Field(ge=1, le=2**40)]
+
+
 class ModelWire(WireModel):
     """The three digests of a model."""
 
@@ -202,6 +206,7 @@ class RequestManifest(WireModel):
     tokens: TokensWire
     steps: Annotated[list[tuple[Count, Count]], Field(max_length=65536)]
     cache: CacheWire | None
+    coded_bytes: CodedBytes | None
     last_token: Count | None
     sampling: SamplingWire | None
 
@@ -231,6 +236,7 @@ class ResponseManifest(WireModel):
     numerics: NumericsWire | None
     tokens: TokensWire | None
     cache: CacheWire | None
+    coded_bytes: CodedBytes | None
     frames: Count
     refusal: RefusalWire | None
 
@@ -246,5 +252,5 @@ def manifest_region(data: bytes, *, chunk_bytes: int) -> bytes:
 
 
 def cache_bytes(layout: handoff.CacheLayout, padded_tokens: int) -> int:
-    """Return the bytes of all slabs of a cache."""
+    """Return the bytes of all slabs of a cache in codec `raw`."""
     return sum(slab.size_bytes for slab in schedule.slabs(layout, padded_tokens))

@@ -19,7 +19,7 @@ from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud import CloudService
 from splitinfer.egress.verification import read_records, verify
 from splitinfer.errors import SplitInferError
-from splitinfer.handoff import CacheLayout, SamplingParams, Segment, Sink
+from splitinfer.handoff import CacheLayout, CacheSink, SamplingParams, Segment
 from splitinfer.home import Home
 from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
 from splitinfer.home.remotes import Remote, save_remote
@@ -56,7 +56,7 @@ class WatchedEngine(Engine):
 class WatchedSink:
     """A sink that remembers the memory that it gave out and whether it was finished."""
 
-    inner: Sink[CacheSnapshot]
+    inner: CacheSink[CacheSnapshot]
     memory: list[memoryview] = field(default_factory=list)
     is_finished: bool = False
     is_wiped: bool = False
@@ -65,6 +65,13 @@ class WatchedSink:
         view = self.inner.slab()
         self.memory.append(view)
         return view
+
+    def sizes(self) -> Iterator[int]:
+        return self.inner.sizes()
+
+    @property
+    def size_bytes(self) -> int:
+        return self.inner.size_bytes
 
     def finish(self) -> object:
         self.is_finished = True

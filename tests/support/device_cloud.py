@@ -225,6 +225,7 @@ def request_manifest(kind: str = "prefill", /, *, tokens: int = 100, **changes: 
         "tokens": TokensWire(true=tokens, padded=schedule.pad_tokens(tokens)),
         "steps": [(0, tokens)],
         "cache": CacheWire.of(LAYOUT) if is_decode else None,
+        "coded_bytes": None,
         "last_token": 7 if is_decode else None,
         "sampling": SamplingWire.of(SamplingParams(max_new_tokens=8)) if is_decode else None,
     }
@@ -243,6 +244,7 @@ def response_manifest(kind: str, request: RequestManifest, /, **changes: Any) ->
         "numerics": None if is_refusal else NumericsWire.of(NUMERICS),
         "tokens": request.tokens if is_cache else None,
         "cache": CacheWire.of(LAYOUT) if is_cache else None,
+        "coded_bytes": None,
         "frames": 0,
         "refusal": None,
     }

@@ -110,7 +110,7 @@ class VectorDevice:
             return self.shown
         sink, _ = cache_sink(self._expected.layout, true_tokens=self._sent["tokens"], padded_tokens=PADDED_TOKENS)
         self.sinks.append(sink)
-        return self._exchange.receive_cache(reply, sink, padded_tokens=PADDED_TOKENS)
+        return self._exchange.receive_cache(reply, sink)
 
     @property
     def has_receipt(self) -> bool:

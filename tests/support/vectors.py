@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Keyset, ReplicaKeys
 from splitinfer.attestation.sender import sender_id
-from splitinfer.handoff import CacheLayout, ModelIdentity, Sink, VerifiedTransfer
+from splitinfer.handoff import CacheLayout, ModelIdentity, VerifiedTransfer
 from splitinfer.receive.expectations import Expectations, check_request
 from splitinfer.receive.intake import open_request
 from splitinfer.receive.recipient import NonceTable, TransferTable
@@ -101,7 +102,7 @@ class BytesSource:
 class WatchedSink:
     """A sink that remembers whether it was finished or wiped, and the memory it lent."""
 
-    def __init__(self, sink: Sink[Any]) -> None:
+    def __init__(self, sink: Any) -> None:
         self._sink = sink
         self._lent: list[memoryview] = []
         self.is_finished = False
@@ -110,6 +111,13 @@ class WatchedSink:
     def slab(self) -> memoryview:
         self._lent.append(self._sink.slab())
         return self._lent[-1]
+
+    def sizes(self) -> Iterator[int]:
+        return self._sink.sizes()
+
+    @property
+    def size_bytes(self) -> int:
+        return self._sink.size_bytes
 
     def finish(self) -> object:
         payload = self._sink.finish()

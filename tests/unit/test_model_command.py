@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from fnmatch import fnmatch
 
 import huggingface_hub
@@ -10,7 +11,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from splitinfer.cli.model import add_parser, fetch
 from splitinfer.egress.verification import read_records
-from splitinfer.errors import ModelNotFoundError, TransportError
+from splitinfer.errors import ModelNotFoundError, TransportError, UsageError
+from splitinfer.home import Home
+from splitinfer.home.losses import LossFile
 from splitinfer.model.identity import identify
 from tests.support.tiny_models import build
 
@@ -119,3 +122,29 @@ def test_fetch_that_fails_is_named(monkeypatch, cause, error):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(error):
         fetch("some/model", log=said.append)
+
+
+def test_measure_keeps_what_a_codec_costs_by_weights_and_codec(directory, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Torvan kettle: price $48.50, stock 120 units. " * 15)
+    home = tmp_path / "home"
+    given = ("--text", str(tmp_path / "a.txt"), "--windows", "2", "--codec", "q8", "--codec", "lossless", "--json")
+    assert run("measure", str(directory), *given, home=home) == 0
+    printed = json.loads(capsys.readouterr().out)
+    weights = identify(directory).weights_sha256
+    assert printed["weights_sha256"] == weights
+    kept = LossFile(Home(home))
+    assert asdict(kept.get(weights, "q8")) == printed["codecs"]["q8"]
+    assert printed["codecs"]["q8"]["kl_nats"] > 0 == printed["codecs"]["lossless"]["kl_nats"]
+    assert kept.get(weights, "q4") is None
+
+
+@pytest.mark.parametrize("wrong", [("--codec", "q2"), ("--windows", "1")])
+def test_measure_refuses_an_unknown_codec_and_a_single_window(directory, tmp_path, wrong):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UsageError, match="write --codec"):
+        run("measure", str(directory), "--text", str(tmp_path / "a.txt"), *wrong, home=tmp_path / "home")
+
+
+def test_measure_refuses_texts_that_cannot_be_read(directory, tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        run("measure", str(directory), "--text", str(tmp_path / "none.txt"), home=tmp_path / "home")

@@ -12,7 +12,7 @@ import pytest
 from splitinfer import Session, note, question
 from splitinfer.attestation.keyset import identity_sha256
 from splitinfer.cloud import CloudService
-from splitinfer.codec.raw import RawPacked
+from splitinfer.codec.packed import FixedPacked
 from splitinfer.egress.verification import read_records
 from splitinfer.embedded import path as embedded_path
 from splitinfer.errors import ModelMismatchError, PromptError, TransportError, UnsupportedModelError
@@ -109,10 +109,10 @@ def test_a_reply_that_nobody_reads_is_wiped(
     cloud = cloud_for(home, engine, tmp_path)
     wiped: list[object] = []
 
-    def wipe(packed: RawPacked) -> None:
+    def wipe(packed: FixedPacked) -> None:
         wiped.append(packed)
 
-    monkeypatch.setattr(RawPacked, "wipe", wipe)
+    monkeypatch.setattr(FixedPacked, "wipe", wipe)
 
     class ClosedUnread:
         def handle(self, route: Route, body: Source) -> CloudReply:

@@ -210,6 +210,42 @@ LAYOUT += [
         replace(CACHE, contents=world.cache_contents("full", pad=struct.pack("<f", 1.0))),
         "Padding rows of a returned cache hold numbers.",
     ),
+    Vector(
+        15,
+        "length-announced-for-a-fixed-rate",
+        replace(DECODE, sealed={"coded_bytes": 4096}),
+        "A length that follows from the layout is stated, and could be another.",
+    ),
+    Vector(
+        15,
+        "length-announced-for-token-ids",
+        replace(PREFILL, sealed={"codec": "lossless", "coded_bytes": 256}),
+        "A request without a cache states the length of one.",
+    ),
+    Vector(
+        15,
+        "length-of-a-variable-rate-missing",
+        replace(DECODE, sealed={"codec": "lossless"}),
+        "A cache of variable length that does not say how long it is.",
+    ),
+    Vector(
+        15,
+        "length-above-what-the-layout-needs",
+        replace(DECODE, sealed={"codec": "lossless", "coded_bytes": 2**30}),
+        "A gibibyte is announced for a small cache; no memory is taken for it.",
+    ),
+    Vector(
+        15,
+        "length-is-no-size-class",
+        replace(DECODE, sealed={"codec": "lossless", "coded_bytes": 1001}),
+        "A length that is no size class shows more of the contents than the format allows.",
+    ),
+    Vector(
+        15,
+        "reply-length-above-what-the-layout-needs",
+        replace(CACHE, sealed={"codec": "lossless", "coded_bytes": 2**30}),
+        "A gibibyte is announced for a small returned cache.",
+    ),
 ]
 
 
@@ -243,6 +279,13 @@ ACCEPTED = [
         "reply-codec-unknown",
         replace(CACHE, sealed={"codec": "q2"}),
         "The cloud answers in a codec that nobody asked for.",
+    ),
+    Vector(
+        17,
+        "reply-codec-differs",
+        replace(CACHE, sealed={"codec": "q8"}),
+        "The cloud answers in a lossy codec to a request for an exact one.",
+        is_whole=True,
     ),
     Vector(
         17,

@@ -235,6 +235,7 @@ class RequestCase:
             "tokens": {"true": TRUE_TOKENS, "padded": PADDED_TOKENS},
             "steps": [[0, 16], [16, TRUE_TOKENS]],
             "cache": {"layers": LAYOUTS[self.layout]} if is_decode else None,
+            "coded_bytes": None,
             "last_token": LAST_TOKEN if is_decode else None,
             "sampling": sampling if is_decode else None,
         }
@@ -335,6 +336,7 @@ class ReplyCase:
             "numerics": None if is_refusal else NUMERICS,
             "tokens": {"true": TRUE_TOKENS, "padded": PADDED_TOKENS} if is_cache else None,
             "cache": {"layers": LAYOUTS[self.layout]} if is_cache else None,
+            "coded_bytes": None,
             "frames": len(self._frames()) if self.kind == "tokens" else 0,
             "refusal": refusal if is_refusal else None,
         }

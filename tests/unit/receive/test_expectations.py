@@ -143,7 +143,7 @@ def test_a_turn_of_a_session_that_is_not_held_is_refused(session: dict[str, obje
 
 @pytest.mark.parametrize(
     "changes",
-    [{"protection": "none"}, {"protection": ""}, {"codec": "q8"}, {"pad": "none"}],
+    [{"protection": "none"}, {"protection": ""}, {"codec": "q2"}, {"pad": "none"}],
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
@@ -169,7 +169,7 @@ def test_a_fitting_reply_is_accepted(kind: str) -> None:
         ({"model": None}, ManifestError),
         ({"model": ModelWire.of(OTHER_MODELS[0])}, ModelMismatchError),
         ({"model": ModelWire.of(OTHER_MODELS[2])}, ModelMismatchError),
-        ({"codec": "q8"}, ManifestError),
+        ({"codec": "q2"}, ManifestError),
     ],
     ids=str,
 )

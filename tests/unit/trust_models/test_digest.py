@@ -32,7 +32,7 @@ def test_digest_is_sha256_of_the_canonical_json() -> None:
     canonical = (
         '{"audit":{},"fallback":{"on_remote_failure":"refuse"},"mode":"local","model":{"source":"embedded"},'
         '"segments":{"default":"private","rule":[]},'
-        '"transfer":{"chunk_tokens":512,"codec":"raw","pad":"padme","verify_rows":0}}'
+        '"transfer":{"allow_q4_small_models":false,"chunk_tokens":512,"codec":"raw","pad":"padme","verify_rows":0}}'
     )
     assert _digest('mode = "local"') == hashlib.sha256(canonical.encode()).hexdigest()
 

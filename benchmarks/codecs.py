@@ -1,0 +1,130 @@
+"""Speed and size of every codec on one thread: GB of bfloat16 cache a CPU-second in and out, length against bfloat16.
+
+In is snapshot to slabs, out is slabs to snapshot, the memory of the final tensors included. CPU-seconds are this
+process's own, so that other load disturbs them less than it does a clock; the best of several rounds is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+
+from splitinfer import codec
+from splitinfer.cache.snapshot import CacheSnapshot, LayerTensors
+from splitinfer.handoff import CacheLayout, LayerLayout
+
+# GB a CPU-second in and out, and times smaller than bfloat16.
+MARKS = {"raw": (3.0, 3.0, 1.0), "lossless": (0.2, 0.5, 1.4), "q8": (0.8, 0.8, 1.8), "k6v4": (0.0, 0.0, 2.7)}
+
+
+def snapshot_of(tokens: int, layers: int, heads: int, dim: int) -> CacheSnapshot:
+    """Draw a cache like a Llama's: keys whose channels differ in mean and spread, values that do not."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator)
+
+    layout = CacheLayout((LayerLayout("full", heads, dim, heads, dim, "bfloat16"),) * layers)
+    made = []
+    for _ in range(layers):
+        spread = (0.7 * normal(1, heads, 1, dim)).exp()
+        keys = 2 * spread * normal(1, heads, 1, dim) + spread * normal(1, heads, tokens, dim)
+        made.append(LayerTensors(keys.bfloat16(), normal(1, heads, tokens, dim).bfloat16()))
+    return CacheSnapshot(layout, tokens, tuple(made))
+
+
+def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
+    """Return the least CPU-seconds of several rounds."""
+    best = float("inf")
+    for _ in range(rounds):
+        began = time.process_time()
+        work()
+        best = min(best, time.process_time() - began)
+    return best
+
+
+def pack(snapshot: CacheSnapshot, name: str) -> int:
+    """Pack to the last slab; returns the length."""
+    packed = codec.pack(snapshot, codec=name, padded_tokens=snapshot.true_tokens)
+    return sum(len(slab) for slab in packed.slabs())
+
+
+def receiving_seconds(snapshot: CacheSnapshot, name: str, rounds: int) -> float:
+    """Return the least CPU-seconds of receiving; filling a slab's memory, which decryption does, is not counted."""
+    packed = codec.pack(snapshot, codec=name, padded_tokens=snapshot.true_tokens)
+    data = memoryview(b"".join(map(bytes, packed.slabs())))
+    announced = packed.size_bytes if packed.is_variable else None
+    best = float("inf")
+    for _ in range(rounds):
+        sink = codec.sink(
+            snapshot.layout,
+            codec=name,
+            true_tokens=snapshot.true_tokens,
+            padded_tokens=snapshot.true_tokens,
+            coded_bytes=announced,
+        )
+        sizes, at, spent = sink.sizes(), 0, 0.0
+        while True:
+            began = time.process_time()
+            size = next(sizes, None)
+            slab = sink.slab() if size is not None else None
+            spent += time.process_time() - began
+            if size is None or slab is None:
+                break
+            slab[:] = data[at : at + size]
+            at += size
+        began = time.process_time()
+        sink.finish()
+        best = min(best, spent + time.process_time() - began)
+    return best
+
+
+def run(snapshot: CacheSnapshot, names: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Measure each codec; returns GB a CPU-second in and out, and the factor against bfloat16."""
+    raw_bytes = codec.pack(snapshot, codec="raw", padded_tokens=snapshot.true_tokens).size_bytes
+    table = {}
+    for name in names:
+        size = pack(snapshot, name)
+        seconds_in = cpu_seconds(lambda name=name: pack(snapshot, name), rounds)
+        seconds_out = receiving_seconds(snapshot, name, rounds)
+        table[name] = {
+            "in_gb_per_cpu_second": raw_bytes / seconds_in / 1e9,
+            "out_gb_per_cpu_second": raw_bytes / seconds_out / 1e9,
+            "times_smaller": raw_bytes / size,
+        }
+    return table
+
+
+def main() -> None:
+    """Print the table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--codec", action="append", choices=list(codec.CODECS))
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    snapshot = snapshot_of(args.tokens, args.layers, args.heads, args.dim)
+    table = run(snapshot, args.codec or list(codec.CODECS), args.rounds)
+    if args.json:
+        print(json.dumps(table))
+        return
+    shape = f"{args.tokens} tokens, {args.layers} layers, {args.heads} heads of {args.dim}"
+    print(f"{shape}; one thread, best of {args.rounds}; torch {torch.__version__}; {platform.machine()}")
+    print(f"{'codec':<10}{'in':>7}{'out':>7}  GB/CPU-s  {'smaller':>8}   marks (in, out, smaller)")
+    for name, row in table.items():
+        speeds = f"{row['in_gb_per_cpu_second']:>7.2f}{row['out_gb_per_cpu_second']:>7.2f}"
+        marks = ", ".join(f"{mark:g}" if mark else "-" for mark in MARKS[name]) if name in MARKS else ""
+        print(f"{name:<10}{speeds}{'':12}{row['times_smaller']:>7.2f}x   {marks}")
+
+
+if __name__ == "__main__":
+    main()

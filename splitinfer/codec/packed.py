@@ -1,0 +1,143 @@
+"""A snapshot as slabs of bytes, in the order of `schedule.slabs`: CacheSnapshot -> PackedCache, on the sending side.
+
+`FixedPacked` makes a slab when it is asked for; `VariablePacked` makes all of them at once, because a stream's length
+is sealed in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from splitinfer import schedule
+from splitinfer.cache.snapshot import CacheSnapshot
+from splitinfer.cache.snapshot import wipe as wipe_snapshot
+from splitinfer.codec.layers import Coders, require_counts, rows_of, shape_of
+from splitinfer.errors import CodecError
+from splitinfer.handoff import CacheLayout
+from splitinfer.schedule import LENGTH_BYTES, SlabSpec
+
+__all__ = ["FixedPacked", "VariablePacked"]
+
+_ZEROS = bytes(64 * 1024)
+
+
+class FixedPacked:
+    """Slabs whose lengths follow from the layout, made one at a time; implements `handoff.PackedCache`.
+
+    Memory: the snapshot and one slab.
+    """
+
+    is_variable = False
+
+    def __init__(self, snapshot: CacheSnapshot, coders: Coders, *, padded_tokens: int) -> None:
+        require_counts(snapshot.true_tokens, padded_tokens)
+        self._snapshot: CacheSnapshot | None = snapshot
+        self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
+        self._specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
+        self._sizes = [coders.size_bytes(snapshot.layout, spec) for spec in self._specs]
+        self._scratch = torch.empty(max(self._sizes), dtype=torch.uint8)
+
+    @property
+    def layout(self) -> CacheLayout:
+        """Return the layout that was packed."""
+        return self._layout
+
+    @property
+    def true_tokens(self) -> int:
+        """Return how many rows are tokens; later rows are padding, and zero."""
+        return self._true_tokens
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of all slabs."""
+        return sum(self._sizes)
+
+    def slabs(self) -> Iterator[memoryview]:
+        """Yield every slab, in order, read-only; a slab is valid until the next one is asked for.
+
+        Can be called again, for a resend. Raises CodecError after `wipe`, and for rows that the codec cannot carry.
+        """
+        for spec, size in zip(self._specs, self._sizes, strict=True):
+            if self._snapshot is None:
+                raise CodecError("this packed cache was wiped; pack the cache again")
+            slab = self._scratch[:size]
+            _encode(self._snapshot, self._coders, spec, slab)
+            yield slab.numpy().data.toreadonly()
+
+    def wipe(self) -> None:
+        """Zero the scratch memory and the snapshot that is held, and refuse further use."""
+        self._scratch.zero_()
+        self._coders.wipe()
+        if self._snapshot is not None:
+            wipe_snapshot(self._snapshot)
+        self._snapshot = None
+
+
+class VariablePacked:
+    """Slabs whose lengths depend on their contents, made at once; implements `handoff.PackedCache`.
+
+    A slab is its 4-byte little-endian length and so many bytes; after the last, zeros fill the size class of them all.
+    Memory: the snapshot and its coded bytes, until `wipe`.
+    """
+
+    is_variable = True
+
+    def __init__(self, snapshot: CacheSnapshot, coders: Coders, *, padded_tokens: int) -> None:
+        require_counts(snapshot.true_tokens, padded_tokens)
+        self._snapshot = snapshot
+        self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
+        self._coded: list[bytearray] | None = []
+        specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
+        scratch = torch.empty(max(coders.size_bytes(snapshot.layout, spec) for spec in specs), dtype=torch.uint8)
+        try:
+            for spec in specs:
+                size = _encode(snapshot, coders, spec, scratch[: coders.size_bytes(snapshot.layout, spec)])
+                slab = bytearray(size.to_bytes(LENGTH_BYTES, "little"))
+                slab += scratch[:size].numpy().data
+                self._coded.append(slab)
+        finally:
+            scratch.zero_()
+            coders.wipe()
+        self._used_bytes = sum(map(len, self._coded))
+
+    @property
+    def layout(self) -> CacheLayout:
+        """Return the layout that was packed."""
+        return self._layout
+
+    @property
+    def true_tokens(self) -> int:
+        """Return how many rows are tokens; later rows are padding, and zero."""
+        return self._true_tokens
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of all slabs, rounded up to their size class."""
+        return schedule.padme(self._used_bytes)
+
+    def slabs(self) -> Iterator[memoryview]:
+        """Yield every slab, in order, read-only, then zeros. Can be called again. Raises CodecError after `wipe`."""
+        for index in range(len(self._coded or [None])):
+            if self._coded is None:
+                raise CodecError("this packed cache was wiped; pack the cache again")
+            yield memoryview(self._coded[index]).toreadonly()
+        left = self.size_bytes - self._used_bytes
+        while left:
+            zeros = memoryview(_ZEROS)[:left]
+            yield zeros
+            left -= len(zeros)
+
+    def wipe(self) -> None:
+        """Zero the coded bytes and the snapshot that is held, and refuse further use."""
+        for slab in self._coded or []:
+            slab[:] = bytes(len(slab))
+        if self._coded is not None:
+            wipe_snapshot(self._snapshot)
+        self._coded = None
+
+
+def _encode(snapshot: CacheSnapshot, coders: Coders, spec: SlabSpec, slab: torch.Tensor) -> int:
+    with torch.no_grad():
+        return coders.of(spec.part).encode(rows_of(snapshot, spec), slab, shape_of(snapshot.layout, spec))

@@ -1,0 +1,176 @@
+"""Slabs of bytes -> CacheSnapshot, on the receiving side; implements `handoff.CacheSink`.
+
+A slab of a token range is not contiguous in [heads, tokens, dim], so it is received in one staging buffer and decoded
+to its place when the next is asked for, while later bytes are still on the way; final tensors are made when their first
+slab arrives. Memory: the cache and one slab. Faults in slabs are told by `finish`, after the stream's own checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from splitinfer import schedule
+from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, LayerTensors, held_rows
+from splitinfer.codec.layers import Coders, heads_and_dim, require_counts, shape_of
+from splitinfer.errors import CodecError, LayoutMismatchError, TruncatedError
+from splitinfer.handoff import CacheLayout
+from splitinfer.schedule import LENGTH_BYTES, SlabSpec
+
+__all__ = ["CacheSink"]
+
+_STAGING_BYTES = 4096
+
+
+class _Assembly:
+    """The final tensors as they fill, and the first fault that was met."""
+
+    def __init__(self, layout: CacheLayout, coders: Coders, *, true_tokens: int) -> None:
+        self._layout, self._coders, self._true_tokens = layout, coders, true_tokens
+        self._parts: dict[tuple[int, str], torch.Tensor] = {}
+        self.fault: LayoutMismatchError | None = None
+
+    def place(self, spec: SlabSpec, slab: torch.Tensor) -> None:
+        """Decode a slab to its place; after a fault nothing more is decoded."""
+        if self.fault is not None:
+            return
+        target = self._part(spec)[0, :, spec.start : spec.stop]
+        try:
+            with torch.no_grad():
+                self._coders.of(spec.part).decode(slab, target, shape_of(self._layout, spec))
+        except LayoutMismatchError as error:
+            self.fault = LayoutMismatchError(f"layer {spec.layer}, {spec.part}: {error}")
+
+    def require_zeros(self, padding: memoryview) -> None:
+        """Note a fault where the bytes after the last slab are not zero."""
+        if any(padding):
+            self.fault = self.fault or LayoutMismatchError("the cache is not padded with zeros")
+
+    def finish(self) -> CacheSnapshot:
+        """Hand the tensors over; raises the first fault."""
+        if self.fault is not None:
+            raise self.fault
+        parts, self._parts = self._parts, {}
+        layers = (LayerTensors(parts[i, "keys"], parts[i, "values"]) for i in range(len(self._layout.layers)))
+        return CacheSnapshot(self._layout, self._true_tokens, tuple(layers))
+
+    def wipe(self) -> None:
+        """Zero and drop what was not handed over."""
+        for tensor in self._parts.values():
+            tensor.zero_()
+        self._parts.clear()
+        self._coders.wipe()
+
+    def _part(self, spec: SlabSpec) -> torch.Tensor:
+        """Return the final tensor [1, heads, true rows, dim] of a slab's part, made when its first slab arrives."""
+        key = (spec.layer, spec.part)
+        if key not in self._parts:
+            layer = self._layout.layers[spec.layer]
+            heads, dim = heads_and_dim(layer, spec.part)
+            shape = (1, heads, held_rows(layer, self._true_tokens), dim)
+            self._parts[key] = torch.empty(shape, dtype=DTYPES[layer.dtype])
+        return self._parts[key]
+
+
+class CacheSink:
+    """Memory that is offered piece by piece, settled when the next piece is asked for.
+
+    A piece is a slab; where lengths vary, a slab's 4-byte length, then its bytes, and after the last one zeros.
+    """
+
+    def __init__(
+        self, layout: CacheLayout, coders: Coders, *, true_tokens: int, padded_tokens: int, coded_bytes: int | None
+    ) -> None:
+        require_counts(true_tokens, padded_tokens)
+        self._layout, self._coders = layout, coders
+        self._specs = tuple(schedule.slabs(layout, padded_tokens))
+        sizes = [coders.size_bytes(layout, spec) for spec in self._specs]
+        self._size_bytes = sum(sizes) if coded_bytes is None else coded_bytes
+        self._staging = torch.empty(max(*sizes, _STAGING_BYTES), dtype=torch.uint8)
+        self._assembly = _Assembly(layout, coders, true_tokens=true_tokens)
+        self._pieces = self._fixed() if coded_bytes is None else self._variable()
+        self._offered: memoryview | None = None
+        self._is_closed = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of all pieces."""
+        return self._size_bytes
+
+    def sizes(self) -> Iterator[int]:
+        """Yield the length of each piece just before `slab` gives its memory out.
+
+        Raises LayoutMismatchError for a length that no slab can have here.
+        """
+        while (memory := self._next()) is not None:
+            self._offered = memory
+            yield len(memory)
+
+    def slab(self) -> memoryview:
+        """Return the writable memory of the next piece; it is valid until the next one is asked for.
+
+        What was written before is moved to its place. Raises LayoutMismatchError when all were given out, and for a
+        length that no slab can have here.
+        """
+        memory, self._offered = self._offered if self._offered is not None else self._next(), None
+        if memory is None:
+            raise LayoutMismatchError("there are more slabs than the cache layout has")
+        return memory
+
+    def finish(self) -> CacheSnapshot:
+        """Drop the padding and return the snapshot.
+
+        Raises TruncatedError where slabs are missing and LayoutMismatchError where a slab holds what no sender
+        writes (a padding row that is not zero, a scale that is not finite); what was received is then wiped.
+        """
+        try:
+            if self._next() is not None:
+                raise TruncatedError("the cache ended before its last slab")
+            return self._assembly.finish()
+        finally:
+            self.wipe()
+
+    def wipe(self) -> None:
+        """Zero and drop everything that was received and not handed over by `finish`; idempotent."""
+        self._staging.zero_()
+        self._assembly.wipe()
+        self._is_closed = True
+
+    def _next(self) -> memoryview | None:
+        if self._is_closed:
+            raise CodecError("this sink was finished or wiped; make a new one")
+        try:
+            return next(self._pieces, None)
+        except LayoutMismatchError:
+            # Nothing that is in place by now may be finished as if it were all.
+            self.wipe()
+            raise
+
+    def _fixed(self) -> Iterator[memoryview]:
+        for spec in self._specs:
+            size = self._coders.size_bytes(self._layout, spec)
+            yield self._memory(size)
+            self._assembly.place(spec, self._staging[:size])
+
+    def _variable(self) -> Iterator[memoryview]:
+        left = self._size_bytes
+        for spec in self._specs:
+            yield self._memory(LENGTH_BYTES)
+            size = int.from_bytes(self._memory(LENGTH_BYTES), "little")
+            left -= LENGTH_BYTES + size
+            # The bound of one slab, and of what was announced for all: nothing is allocated by a declared length.
+            if size > self._coders.size_bytes(self._layout, spec) or left < 0:
+                raise LayoutMismatchError(f"layer {spec.layer}, {spec.part}: a slab is longer than it can be")
+            yield self._memory(size)
+            self._assembly.place(spec, self._staging[:size])
+        if schedule.padme(self._size_bytes - left) != self._size_bytes:
+            raise LayoutMismatchError("the cache's coded bytes are not the size class of its slabs")
+        while left:
+            zeros = self._memory(min(left, _STAGING_BYTES))
+            yield zeros
+            self._assembly.require_zeros(zeros)
+            left -= len(zeros)
+
+    def _memory(self, size_bytes: int) -> memoryview:
+        return self._staging[:size_bytes].numpy().data
