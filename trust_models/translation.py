@@ -35,7 +35,7 @@ _TYPES = MappingProxyType(
         "string_type": 'a text: "..."',
         "int_type": "a whole number without quotes",
         "float_type": "a number without quotes",
-        "bool_type": "true or false, without quotes",
+        "bool_type": "true or false without quotes",
     }
 )
 _MODE_WORDS = ", ".join(TrustMode)
