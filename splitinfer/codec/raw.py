@@ -1,29 +1,27 @@
-"""The `raw` codec, bit-exact: rows as they are, little-endian, C order [heads, rows, dim], zero rows as padding.
+"""The `raw` codec, bit-exact: rows as they are, little-endian, C order [before, rows, after], zero rows as padding.
 
 CacheSnapshot -> slabs (sender), slabs -> CacheSnapshot (recipient); order and lengths are `schedule.slabs`.
-Memory: either side holds the cache and one slab. A slab of a token range is not contiguous in [heads, tokens, dim], so
-it is received in one staging buffer and moved to its place when the next is asked for, while later bytes are still on
-the way; final tensors are made when their first slab arrives.
+Memory: either side holds the cache and one slab. A slab of a token range is not contiguous in its tensor, so it is
+received in one staging buffer and moved to its place when the next is asked for, while later bytes are still on the
+way; final tensors are made when their first slab arrives.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 
 from splitinfer import schedule
-from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, LayerTensors, held_rows
+from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, shape_of
 from splitinfer.cache.snapshot import wipe as wipe_snapshot
 from splitinfer.errors import CodecError, LayoutMismatchError, TruncatedError
-from splitinfer.handoff import CacheLayout, LayerLayout
+from splitinfer.handoff import CacheLayout, TensorLayout, TensorName
 from splitinfer.schedule import SlabSpec
 
 __all__ = ["RawPacked", "RawSink", "pack", "sink"]
-
-Part = Literal["keys", "values"]
 
 
 def pack(snapshot: CacheSnapshot, *, padded_tokens: int) -> RawPacked:
@@ -45,7 +43,7 @@ class RawPacked:
         self._layout = snapshot.layout
         self._true_tokens = snapshot.true_tokens
         self._specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
-        self._scratch = torch.empty(max(spec.size_bytes for spec in self._specs), dtype=torch.uint8)
+        self._scratch = torch.empty(max((spec.size_bytes for spec in self._specs), default=0), dtype=torch.uint8)
 
     @property
     def layout(self) -> CacheLayout:
@@ -75,10 +73,10 @@ class RawPacked:
         self._snapshot = None
 
     def _write(self, spec: SlabSpec, snapshot: CacheSnapshot) -> memoryview:
-        tensors = snapshot.layers[spec.layer]
-        source = (tensors.keys if spec.part == "keys" else tensors.values)[0, :, spec.start : spec.stop]
+        tensor = _tensor_of(self._layout, spec)
+        source = _rows_of(snapshot.layers[spec.layer][spec.part], tensor)[:, spec.start : spec.stop]
         slab = self._scratch[: spec.size_bytes]
-        rows = _as_rows(slab, self._layout.layers[spec.layer], spec)
+        rows = _as_rows(slab, tensor, spec)
         with torch.inference_mode():
             rows[:, : source.shape[1]] = source
             rows[:, source.shape[1] :] = 0
@@ -95,8 +93,8 @@ class RawSink:
         specs = tuple(schedule.slabs(layout, padded_tokens))
         self._pending = iter(specs)
         self._filling: SlabSpec | None = None
-        self._staging = torch.empty(max(spec.size_bytes for spec in specs), dtype=torch.uint8)
-        self._parts: dict[tuple[int, Part], torch.Tensor] = {}
+        self._staging = torch.empty(max((spec.size_bytes for spec in specs), default=0), dtype=torch.uint8)
+        self._parts: dict[tuple[int, TensorName], torch.Tensor] = {}
         self._padding_fault: int | None = None
         self._is_closed = False
 
@@ -126,11 +124,14 @@ class RawSink:
                 raise TruncatedError("the cache ended before its last slab")
             if self._padding_fault is not None:
                 raise LayoutMismatchError(f"a padding row of layer {self._padding_fault} is not zero")
-            parts, self._parts = self._parts, {}
+            layers = tuple(
+                {tensor.name: self._part(index, tensor) for tensor in layer.tensors}
+                for index, layer in enumerate(self._layout.layers)
+            )
+            self._parts = {}
         finally:
             self.wipe()
-        layers = (LayerTensors(parts[i, "keys"], parts[i, "values"]) for i in range(len(self._layout.layers)))
-        return CacheSnapshot(self._layout, self._true_tokens, tuple(layers))
+        return CacheSnapshot(self._layout, self._true_tokens, layers)
 
     def wipe(self) -> None:
         """Zero and drop everything that was received and not handed over by `finish`; idempotent."""
@@ -144,23 +145,21 @@ class RawSink:
         spec, self._filling = self._filling, None
         if spec is None:
             return
-        layer = self._layout.layers[spec.layer]
-        received = _as_rows(self._staging[: spec.size_bytes], layer, spec)
-        target = self._part(spec)[0, :, spec.start : spec.stop]
+        tensor = _tensor_of(self._layout, spec)
+        received = _as_rows(self._staging[: spec.size_bytes], tensor, spec)
+        target = _rows_of(self._part(spec.layer, tensor), tensor)[:, spec.start : spec.stop]
         target.copy_(received[:, : target.shape[1]])
         padding = received[:, target.shape[1] :].contiguous()
         # Compared as bits: a negative zero is not the zero that `pack` writes.
         if padding.numel() and bool(padding.view(torch.uint8).any()):
             self._padding_fault = spec.layer
 
-    def _part(self, spec: SlabSpec) -> torch.Tensor:
-        """Return the final tensor [1, heads, true rows, dim] of a slab's part, made when its first slab arrives."""
-        key = (spec.layer, spec.part)
+    def _part(self, index: int, tensor: TensorLayout) -> torch.Tensor:
+        """Return the final tensor, made when its first slab arrives; one without rows has no slab."""
+        key = (index, tensor.name)
         if key not in self._parts:
-            layer = self._layout.layers[spec.layer]
-            heads, dim = _heads_and_dim(layer, spec.part)
-            shape = (1, heads, held_rows(layer, self._true_tokens), dim)
-            self._parts[key] = torch.empty(shape, dtype=DTYPES[layer.dtype])
+            shape = shape_of(self._layout.layers[index], tensor, self._true_tokens)
+            self._parts[key] = torch.empty(shape, dtype=DTYPES[tensor.dtype])
         return self._parts[key]
 
     def _require_open(self) -> None:
@@ -175,14 +174,20 @@ def _require_counts(true_tokens: int, padded_tokens: int) -> None:
         raise CodecError("this machine is big-endian; the raw codec runs on little-endian machines only")
 
 
-def _heads_and_dim(layer: LayerLayout, part: Part) -> tuple[int, int]:
-    return (layer.key_heads, layer.key_dim) if part == "keys" else (layer.value_heads, layer.value_dim)
+def _tensor_of(layout: CacheLayout, spec: SlabSpec) -> TensorLayout:
+    return next(tensor for tensor in layout.layers[spec.layer].tensors if tensor.name == spec.part)
 
 
-def _as_rows(memory: torch.Tensor, layer: LayerLayout, spec: SlabSpec) -> torch.Tensor:
-    """View a slab's bytes as [heads, rows, dim]."""
-    heads, dim = _heads_and_dim(layer, spec.part)
-    return memory.view(DTYPES[layer.dtype]).view(heads, spec.stop - spec.start, dim)
+def _rows_of(tensor: torch.Tensor, layout: TensorLayout) -> torch.Tensor:
+    """Return a tensor as [before, rows, after], a view where it is contiguous; a fixed state is one row."""
+    rows = 1 if layout.rows == "fixed" else tensor.shape[1 + len(layout.before)]
+    return tensor.reshape(math.prod(layout.before), rows, math.prod(layout.after))
+
+
+def _as_rows(memory: torch.Tensor, layout: TensorLayout, spec: SlabSpec) -> torch.Tensor:
+    """View a slab's bytes as [before, rows, after]."""
+    shape = (math.prod(layout.before), spec.stop - spec.start, math.prod(layout.after))
+    return memory.view(DTYPES[layout.dtype]).view(shape)
 
 
 def _memory(slab: torch.Tensor) -> memoryview:

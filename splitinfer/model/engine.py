@@ -120,7 +120,9 @@ class Engine:
         progress: Callable[[int], None] | None = None,
     ) -> CacheSnapshot:
         """Run the steps of the prompt on an empty cache, or `onto` one of its first tokens (see `prefill.prefill`)."""
-        snapshot = prefill(self._loaded.model, token_ids, steps=steps, onto=onto, progress=progress)
+        snapshot = prefill(
+            self._loaded.model, token_ids, steps=steps, onto=onto, layout=self._layout, progress=progress
+        )
         self.prefilled_tokens += sum(stop - start for start, stop in steps)
         return snapshot
 

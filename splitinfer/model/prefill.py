@@ -1,7 +1,8 @@
 """Prefill: token ids and steps -> CacheSnapshot, on whichever side the plan says.
 
-Every step is one forward on the growing cache. The steps are the same in every mode, so that the same tokens give
-bit-equal caches; no logits are computed, and the prompt's last token is left to `decode`.
+Every step is one forward on the growing cache (one a token for the few models that `cache.live.feed` names). The
+steps are the same in every mode, so that the same tokens give bit-equal caches; only the base model runs, which
+computes no logits, and the prompt's last token is left to `decode`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from splitinfer.cache.snapshot import CacheSnapshot, new_cache, restore, take
+from splitinfer.cache.live import feed, new_cache
+from splitinfer.cache.snapshot import CacheSnapshot, restore, take
 from splitinfer.errors import EmptyPromptError, LayoutMismatchError, PromptError
+from splitinfer.handoff import CacheLayout
 
 __all__ = ["BURN_STEP_TOKENS", "burn", "prefill"]
 
@@ -25,11 +28,13 @@ def prefill(
     *,
     steps: Sequence[tuple[int, int]],
     onto: CacheSnapshot | None = None,
+    layout: CacheLayout | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CacheSnapshot:
     """Run `token_ids[start:stop]` for every step and return the cache of all tokens up to the last `stop`.
 
     `token_ids` is the whole prompt: with `onto`, the cache of its first tokens, the steps start where that ends.
+    `layout` is the model's, where it is known (see `snapshot.take`).
     `progress` is called after every step with the number of prompt tokens that are in the cache by then.
     Raises EmptyPromptError without any step and cache, LayoutMismatchError for steps that leave a gap, overlap or
     pass the end, PromptError for an id outside the vocabulary.
@@ -44,10 +49,10 @@ def prefill(
     cache = new_cache(model.config) if onto is None else restore(onto, model.config, device=model.device)
     with torch.inference_mode():
         for start, stop in steps:
-            _forward(model, token_ids[start:stop], cache)
+            feed(model.base_model, token_ids[start:stop], cache)
             if progress is not None:
                 progress(stop)
-    return take(cache, true_tokens=steps[-1][1])
+    return take(cache, true_tokens=steps[-1][1], layout=layout)
 
 
 def burn(model: PreTrainedModel, tokens: int) -> None:
@@ -57,16 +62,7 @@ def burn(model: PreTrainedModel, tokens: int) -> None:
     cache = new_cache(model.config)
     with torch.inference_mode():
         for size in _burn_sizes(tokens):
-            _forward(model, [0] * size, cache)
-
-
-def _forward(model: PreTrainedModel, token_ids: Sequence[int], cache: object) -> None:
-    # The base model has no head: nothing is projected to the vocabulary.
-    model.base_model(
-        input_ids=torch.tensor([list(token_ids)], dtype=torch.long, device=model.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
+            feed(model.base_model, [0] * size, cache)
 
 
 def _burn_sizes(tokens: int) -> Iterator[int]:
