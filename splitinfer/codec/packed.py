@@ -37,7 +37,7 @@ class FixedPacked:
         self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
         self._specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
         self._sizes = [coders.size_bytes(snapshot.layout, spec) for spec in self._specs]
-        self._scratch = torch.empty(max(self._sizes), dtype=torch.uint8)
+        self._scratch = torch.empty(max(self._sizes, default=0), dtype=torch.uint8)
 
     @property
     def layout(self) -> CacheLayout:
@@ -90,7 +90,9 @@ class VariablePacked:
         self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
         self._coded: list[bytearray] | None = []
         specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
-        scratch = torch.empty(max(coders.size_bytes(snapshot.layout, spec) for spec in specs), dtype=torch.uint8)
+        scratch = torch.empty(
+            max((coders.size_bytes(snapshot.layout, spec) for spec in specs), default=0), dtype=torch.uint8
+        )
         try:
             for spec in specs:
                 size = _encode(snapshot, coders, spec, scratch[: coders.size_bytes(snapshot.layout, spec)])
