@@ -121,15 +121,18 @@ class VariablePacked:
 
     def slabs(self) -> Iterator[memoryview]:
         """Yield every slab, in order, read-only, then zeros. Can be called again. Raises CodecError after `wipe`."""
-        for index in range(len(self._coded or [None])):
-            if self._coded is None:
-                raise CodecError("this packed cache was wiped; pack the cache again")
-            yield memoryview(self._coded[index]).toreadonly()
+        for index in range(len(self._held())):
+            yield memoryview(self._held()[index]).toreadonly()
         left = self.size_bytes - self._used_bytes
         while left:
             zeros = memoryview(_ZEROS)[:left]
             yield zeros
             left -= len(zeros)
+
+    def _held(self) -> list[bytearray]:
+        if self._coded is None:
+            raise CodecError("this packed cache was wiped; pack the cache again")
+        return self._coded
 
     def wipe(self) -> None:
         """Zero the coded bytes and the snapshot that is held, and refuse further use."""

@@ -90,7 +90,7 @@ class CacheSink:
         self._specs = tuple(schedule.slabs(layout, padded_tokens))
         sizes = [coders.size_bytes(layout, spec) for spec in self._specs]
         self._size_bytes = sum(sizes) if coded_bytes is None else coded_bytes
-        self._staging = torch.empty(max(*sizes, _STAGING_BYTES), dtype=torch.uint8)
+        self._staging = torch.empty(max([*sizes, _STAGING_BYTES]), dtype=torch.uint8)
         self._assembly = _Assembly(layout, coders, true_tokens=true_tokens)
         self._pieces = self._fixed() if coded_bytes is None else self._variable()
         self._offered: memoryview | None = None
