@@ -16,7 +16,7 @@ import torch
 
 from splitinfer import codec
 from splitinfer.cache.snapshot import CacheSnapshot, LayerTensors
-from splitinfer.handoff import CacheLayout, LayerLayout
+from splitinfer.handoff import CacheLayout, LayerLayout, TensorLayout
 
 # GB a CPU-second in and out, and times smaller than bfloat16.
 MARKS = {"raw": (3.0, 3.0, 1.0), "lossless": (0.2, 0.5, 1.4), "q8": (0.8, 0.8, 1.8), "k6v4": (0.0, 0.0, 2.7)}
@@ -29,12 +29,14 @@ def snapshot_of(tokens: int, layers: int, heads: int, dim: int) -> CacheSnapshot
     def normal(*size: int) -> torch.Tensor:
         return torch.randn(size, generator=generator)
 
-    layout = CacheLayout((LayerLayout("full", heads, dim, heads, dim, "bfloat16"),) * layers)
-    made = []
+    parts = (TensorLayout("keys", "bfloat16", "tokens", (heads,), (dim,)),)
+    parts += (TensorLayout("values", "bfloat16", "tokens", (heads,), (dim,)),)
+    layout = CacheLayout((LayerLayout("full", parts),) * layers)
+    made: list[LayerTensors] = []
     for _ in range(layers):
         spread = (0.7 * normal(1, heads, 1, dim)).exp()
         keys = 2 * spread * normal(1, heads, 1, dim) + spread * normal(1, heads, tokens, dim)
-        made.append(LayerTensors(keys.bfloat16(), normal(1, heads, tokens, dim).bfloat16()))
+        made.append({"keys": keys.bfloat16(), "values": normal(1, heads, tokens, dim).bfloat16()})
     return CacheSnapshot(layout, tokens, tuple(made))
 
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from splitinfer import codec, schedule
 from splitinfer.answer import Answer, EgressSummary
 from splitinfer.attestation.appraise import SeenKeysets
-from splitinfer.cache.snapshot import CacheSnapshot, wipe
+from splitinfer.cache.snapshot import CacheSnapshot, require_rows, wipe
 from splitinfer.egress.gate import Gate, Intent, Outcome, Status
 from splitinfer.errors import (
     EgressDeniedError,
@@ -287,13 +287,16 @@ class Flow:
         return exchange.receive_cache(reply, sink)
 
     def _require_verifiable(self, prefix_tokens: int) -> None:
-        """Refuse before anything is sent where a sliding window drops the rows that are to be recomputed."""
-        windows = [layer.window for layer in self._engine.layout.layers if layer.kind == "sliding"]
-        if self._device.policy.transfer.verify_rows and windows and prefix_tokens >= min(windows):
+        """Refuse before anything is sent where the cache will not hold what is needed to recompute its rows."""
+        if not self._device.policy.transfer.verify_rows:
+            return
+        try:
+            require_rows(self._engine.layout, prefix_tokens)
+        except UnsupportedCacheError as error:
             raise UnsupportedCacheError(
-                f"verify_rows needs rows that a sliding window of {min(windows)} drops from {prefix_tokens} public "
-                "tokens; write verify_rows = 0 in the policy for this model"
-            )
+                f"verify_rows cannot recompute rows of {prefix_tokens} public tokens: {error}; "
+                "write verify_rows = 0 in the policy for this model"
+            ) from None
 
     def _verify_rows(self, snapshot: CacheSnapshot) -> None:
         """Recompute as many random rows of a received cache as the policy asks for."""

@@ -18,6 +18,7 @@ __all__ = [
     "Cloud",
     "CloudReply",
     "Label",
+    "LayerKind",
     "LayerLayout",
     "Meter",
     "ModelIdentity",
@@ -28,10 +29,13 @@ __all__ = [
     "Reply",
     "Role",
     "Route",
+    "RowRule",
     "SamplingParams",
     "Segment",
     "Sink",
     "Source",
+    "TensorLayout",
+    "TensorName",
     "Transport",
     "VerifiedRecipient",
     "VerifiedTransfer",
@@ -142,25 +146,76 @@ class Numerics:
     threads: int
 
 
-LayerKind = Literal["full", "sliding"]
+LayerKind = Literal[
+    "full",
+    "sliding",
+    "indexed",
+    "linear",
+    "linear_full",
+    "linear_sliding",
+    "compressed",
+    "compressed_sparse",
+    "lightning",
+    "empty",
+]
+TensorName = Literal[
+    "keys",
+    "values",
+    "indexer_keys",
+    "conv_states_0",
+    "conv_states_1",
+    "conv_states_2",
+    "conv_states_3",
+    "recurrent_states_0",
+    "recurrent_states_1",
+    "recurrent_states_2",
+    "recurrent_states_3",
+    "compressor_buffer_kv",
+    "compressor_buffer_gate",
+    "compressor_compressed_kv",
+    "compressor_overlap_kv",
+    "compressor_overlap_gate",
+    "indexer_buffer_kv",
+    "indexer_buffer_gate",
+    "indexer_compressed_kv",
+    "indexer_overlap_kv",
+    "indexer_overlap_gate",
+    "linear_state",
+]
+RowRule = Literal["tokens", "window", "entries", "remainder", "overlap", "fixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLayout:
+    """One tensor of a cache layer: [1, *before, rows, *after], or [1, *before] where `rows` is "fixed".
+
+    `rows` is the rule by which the row axis follows from the number of tokens (`schedule.held_rows`).
+    """
+
+    name: TensorName
+    dtype: str
+    rows: RowRule
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LayerLayout:
-    """One cache layer: `keys` and `values` are [1, heads, tokens, dim]; `window` is W for a sliding layer, else 0."""
+    """One cache layer: its kind and tensors, in the order of the kind's table.
+
+    `window` is W where the layer keeps the last W - 1 tokens, `stride` the number of tokens that make one compressed
+    entry; 0 where there is none.
+    """
 
     kind: LayerKind
-    key_heads: int
-    key_dim: int
-    value_heads: int
-    value_dim: int
-    dtype: str
+    tensors: tuple[TensorLayout, ...]
     window: int = 0
+    stride: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """The cache's layers in order, known from a one-token forward at load."""
+    """The cache's layers in order, known from a short forward at load."""
 
     layers: tuple[LayerLayout, ...]
 

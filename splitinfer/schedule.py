@@ -6,22 +6,24 @@ Nothing on the wire names a layer or a range: they follow from the authenticated
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from splitinfer.errors import LayoutMismatchError, ManifestError
-from splitinfer.handoff import CacheLayout, LayerLayout
+from splitinfer.handoff import CacheLayout, LayerLayout, RowRule, TensorLayout, TensorName
 
 __all__ = [
     "LENGTH_BYTES",
     "RANGE_TOKENS",
     "SlabSpec",
     "cache_chunk_bytes",
+    "held_rows",
     "item_bytes",
     "pad_tokens",
     "padme",
     "require_coded_bytes",
+    "sent_rows",
     "slabs",
 ]
 
@@ -34,13 +36,13 @@ _KIB, _MIB = 1024, 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SlabSpec:
-    """One slab: rows `start:stop` (of the padded token axis) of one layer's keys or values, `size_bytes` long.
+    """One slab: rows `start:stop` of one tensor's padded row axis, `size_bytes` long; a fixed state is one row.
 
-    For a sliding layer the rows are those of its window, oldest first, and `stop - start` is W - 1 or less.
+    Rows are counted from the oldest that the layer holds: a window starts with its oldest row.
     """
 
     layer: int
-    part: Literal["keys", "values"]
+    part: TensorName
     start: int
     stop: int
     size_bytes: int
@@ -83,25 +85,59 @@ def require_coded_bytes(coded_bytes: int | None, layout: CacheLayout, padded_tok
         raise LayoutMismatchError("the cache's coded bytes are missing, no size class, or more than its layout needs")
 
 
+def held_rows(layer: LayerLayout, tensor: TensorLayout, tokens: int) -> int:
+    """Return how many rows a tensor has after `tokens` tokens; a fixed state counts as one row.
+
+    One a token; the last W - 1; one for every whole stride; what is left over; one stride once there is a whole one.
+    """
+    match tensor.rows:
+        case "tokens":
+            return tokens
+        case "window":
+            return min(tokens, layer.window - 1)
+        case "entries":
+            return tokens // layer.stride
+        case "remainder":
+            return tokens % layer.stride
+        case "overlap":
+            return layer.stride if tokens >= layer.stride else 0
+    return 1
+
+
+def sent_rows(layer: LayerLayout, tensor: TensorLayout, padded_tokens: int) -> int:
+    """Return how many rows of a tensor travel: the most that any count of up to `padded_tokens` tokens has."""
+    if tensor.rows == "remainder":
+        return min(padded_tokens, layer.stride - 1)
+    return held_rows(layer, tensor, padded_tokens)
+
+
 def slabs(layout: CacheLayout, padded_tokens: int) -> Iterator[SlabSpec]:
     """Yield the slabs of a cache, with their lengths in codec `raw`.
 
-    Token ranges outer, layers inner, sliding windows last; keys, then values.
+    Token ranges outer, layers inner, then windows, then states. Within a layer tensors keep the layout's order; slabs
+    of no rows are left out.
     """
     for start in range(0, padded_tokens, RANGE_TOKENS):
         stop = min(start + RANGE_TOKENS, padded_tokens)
-        for index, layer in enumerate(layout.layers):
-            if layer.kind == "full":
-                yield from _pair(index, layer, start, stop)
+        for index, layer, tensor in _tensors(layout, "tokens", "entries"):
+            yield from _slab(index, tensor, held_rows(layer, tensor, start), held_rows(layer, tensor, stop))
+    for index, layer, tensor in _tensors(layout, "window"):
+        yield from _slab(index, tensor, 0, sent_rows(layer, tensor, padded_tokens))
+    for index, layer, tensor in _tensors(layout, "remainder", "overlap", "fixed"):
+        yield from _slab(index, tensor, 0, sent_rows(layer, tensor, padded_tokens))
+
+
+def _tensors(layout: CacheLayout, *rules: RowRule) -> Iterator[tuple[int, LayerLayout, TensorLayout]]:
     for index, layer in enumerate(layout.layers):
-        if layer.kind == "sliding":
-            yield from _pair(index, layer, 0, min(layer.window - 1, padded_tokens))
+        for tensor in layer.tensors:
+            if tensor.rows in rules:
+                yield index, layer, tensor
 
 
-def _pair(index: int, layer: LayerLayout, start: int, stop: int) -> Iterator[SlabSpec]:
-    row = item_bytes(layer.dtype) * (stop - start)
-    yield SlabSpec(index, "keys", start, stop, row * layer.key_heads * layer.key_dim)
-    yield SlabSpec(index, "values", start, stop, row * layer.value_heads * layer.value_dim)
+def _slab(index: int, tensor: TensorLayout, start: int, stop: int) -> Iterator[SlabSpec]:
+    if start < stop:
+        row = item_bytes(tensor.dtype) * math.prod(tensor.before) * math.prod(tensor.after)
+        yield SlabSpec(index, tensor.name, start, stop, row * (stop - start))
 
 
 def cache_chunk_bytes(total_bytes: int) -> int:

@@ -1,36 +1,37 @@
-"""Live cache <-> CacheSnapshot, by a closed table of layer kinds; both sides.
+"""Live cache <-> CacheSnapshot, by the closed table of layer kinds (`cache.kinds`); both sides.
 
-In: the `DynamicCache` that a forward filled (batch 1). Out: a frozen `CacheSnapshot`, and from it a cache that
-continues as if it had never moved. Tensors are shared, not copied: a live layer never changes its tensors, every
-update makes new ones. A layer kind outside the table, or an attribute that the table does not list, is refused by
-name, because state that is not carried along gives wrong tokens without any error.
+In: the cache that a forward filled (batch 1). Out: a frozen `CacheSnapshot`, and from it a cache that continues as if
+it had never moved. Rows of tokens and windows are shared, not copied: every update of a live layer makes new tensors
+of them. The other states may stay in place or change in place, and are copied on both ways.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from splitinfer.cache.kinds import Kind, kind_of, stride_of, window_of
+from splitinfer.cache.live import feed, layers_of, new_cache, zero_storage
+from splitinfer.cache.parts import Part
 from splitinfer.errors import LayoutMismatchError, UnsupportedCacheError
-from splitinfer.handoff import CacheLayout, LayerKind, LayerLayout
+from splitinfer.handoff import CacheLayout, LayerLayout, TensorLayout, TensorName
+from splitinfer.schedule import held_rows
 
 __all__ = [
     "DTYPES",
     "CacheSnapshot",
     "LayerTensors",
     "cut",
-    "held_rows",
     "layout_of",
-    "new_cache",
+    "require_rows",
     "restore",
+    "shape_of",
     "take",
     "wipe",
-    "wipe_live",
 ]
 
 DTYPES: dict[str, torch.dtype] = {
@@ -39,30 +40,10 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_SHARED = ("tokens", "window")
 
-_FULL_ATTRIBUTES = frozenset({"keys", "values", "is_initialized", "dtype", "device"})
-_SLIDING_ATTRIBUTES = frozenset({"sliding_window", "cumulative_length", "_sliding_window_tensor", "record_past"})
-_CACHE_ATTRIBUTES = frozenset({"layers", "layer_class_to_replicate", "offloading"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    layer_class: type[Any]
-    attributes: frozenset[str]
-
-
-_KINDS: dict[LayerKind, _Kind] = {
-    "full": _Kind(DynamicLayer, _FULL_ATTRIBUTES),
-    "sliding": _Kind(DynamicSlidingWindowLayer, _FULL_ATTRIBUTES | _SLIDING_ATTRIBUTES),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTensors:
-    """One layer's state: `keys` and `values` are [1, heads, rows, dim]; `rows` is `held_rows(layer, true_tokens)`."""
-
-    keys: torch.Tensor = field(repr=False)
-    values: torch.Tensor = field(repr=False)
+LayerTensors = Mapping[TensorName, torch.Tensor]
+"""One layer's tensors by name, those of its layout; each has the shape `shape_of(layer, tensor, true_tokens)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,36 +55,27 @@ class CacheSnapshot:
     layers: tuple[LayerTensors, ...] = field(repr=False)
 
 
-def held_rows(layer: LayerLayout, tokens: int) -> int:
-    """Return how many rows a layer holds after `tokens` tokens: all, or the last W - 1 for a sliding layer."""
-    return tokens if layer.kind == "full" else min(tokens, layer.window - 1)
+def shape_of(layer: LayerLayout, tensor: TensorLayout, tokens: int) -> tuple[int, ...]:
+    """Return the shape of a tensor after `tokens` tokens, the batch of 1 included."""
+    if tensor.rows == "fixed":
+        return (1, *tensor.before)
+    return (1, *tensor.before, held_rows(layer, tensor, tokens), *tensor.after)
 
 
-def new_cache(config: PreTrainedConfig) -> DynamicCache:
-    """Make the empty live cache of a model; raises UnsupportedCacheError for a kind outside the table."""
-    try:
-        cache = DynamicCache(config=config)
-    except KeyError as error:
-        raise UnsupportedCacheError(f"the model has cache layers of type {error}, which cannot travel") from None
-    for index, layer in enumerate(cache.layers):
-        _kind_of(index, layer)
-    return cache
+def take(cache: DynamicCache, *, true_tokens: int, layout: CacheLayout | None = None) -> CacheSnapshot:
+    """Freeze a live cache that holds `true_tokens` tokens.
 
-
-def take(cache: DynamicCache, *, true_tokens: int) -> CacheSnapshot:
-    """Freeze a live cache that holds `true_tokens` tokens, without copying.
-
-    Raises UnsupportedCacheError for a layer kind that is not in the table, or a layer that was never filled;
-    LayoutMismatchError where the cache holds another number of tokens.
+    `layout` is the model's, where it is known: it says what form a state has that is still empty, and the cache is
+    compared with it. Raises UnsupportedCacheError for a layer kind that is not in the table, a layer that was never
+    filled, or flags that do not follow from its tensors; LayoutMismatchError where the cache holds another number of
+    tokens or has another layout.
     """
-    _require_known_cache(cache)
-    layouts, tensors = [], []
-    for index, layer in enumerate(cache.layers):
-        layouts.append(_layer_layout(index, layer))
-        tensors.append(LayerTensors(layer.keys, layer.values))
-        if layer.get_seq_length() != true_tokens:
-            raise LayoutMismatchError(f"layer {index} holds {layer.get_seq_length()} tokens, not {true_tokens}")
-    snapshot = CacheSnapshot(CacheLayout(tuple(layouts)), true_tokens, tuple(tensors))
+    layers = layers_of(cache)
+    if layout is not None and len(layout.layers) != len(layers):
+        raise LayoutMismatchError(f"the cache has {len(layers)} layers, the model's layout {len(layout.layers)}")
+    expected = layout.layers if layout is not None else [None] * len(layers)
+    taken = [_taken(i, x, wanted, true_tokens) for i, (x, wanted) in enumerate(zip(layers, expected, strict=True))]
+    snapshot = CacheSnapshot(CacheLayout(tuple(x for x, _ in taken)), true_tokens, tuple(x for _, x in taken))
     _require_shapes(snapshot)
     return snapshot
 
@@ -126,120 +98,129 @@ def restore(snapshot: CacheSnapshot, config: PreTrainedConfig, *, device: torch.
 
 
 def layout_of(model: PreTrainedModel) -> CacheLayout:
-    """Return the model's cache layout, found by a forward of one token; nothing of it is kept.
+    """Return the model's cache layout, found by a forward of one token, or one stride; nothing of it is kept.
 
     Raises UnsupportedCacheError, naming the kind, for a model whose state cannot travel.
     """
     cache = new_cache(model.config)
+    tokens = max(1, *(stride_of(layer) for layer in cache.layers))
     with torch.inference_mode():
-        model.base_model(
-            input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True
-        )
-    return take(cache, true_tokens=1).layout
+        feed(model.base_model, [0] * tokens, cache)
+    return take(cache, true_tokens=tokens).layout
+
+
+def require_rows(layout: CacheLayout, true_tokens: int) -> None:
+    """Raise UnsupportedCacheError, naming the layer, where a cache no longer has its state after each token."""
+    for index, layer in enumerate(layout.layers):
+        if any(tensor.rows not in _SHARED for tensor in layer.tensors):
+            raise UnsupportedCacheError(f"layer {index} is a {layer.kind} layer: its earlier states are gone")
+        if any(held_rows(layer, tensor, true_tokens) < true_tokens for tensor in layer.tensors):
+            raise UnsupportedCacheError(f"layer {index} has a window of {layer.window}: its earlier rows are gone")
 
 
 def cut(snapshot: CacheSnapshot, tokens: int) -> CacheSnapshot:
     """Return the first `tokens` tokens of a snapshot as views.
 
-    Raises UnsupportedCacheError where a sliding layer no longer holds the rows that it held then.
+    Raises UnsupportedCacheError where a layer no longer holds the rows or states that it held then.
     """
     if not 0 < tokens <= snapshot.true_tokens:
         raise LayoutMismatchError(f"cannot cut a cache of {snapshot.true_tokens} tokens to {tokens}")
     if tokens == snapshot.true_tokens:
         return snapshot
-    for index, layer in enumerate(snapshot.layout.layers):
-        if held_rows(layer, snapshot.true_tokens) < snapshot.true_tokens:
-            raise UnsupportedCacheError(f"layer {index} has a window of {layer.window}: its earlier rows are gone")
-    layers = tuple(LayerTensors(layer.keys[:, :, :tokens], layer.values[:, :, :tokens]) for layer in snapshot.layers)
+    require_rows(snapshot.layout, snapshot.true_tokens)
+    layers = tuple(
+        {tensor.name: tensors[tensor.name].narrow(1 + len(tensor.before), 0, tokens) for tensor in layer.tensors}
+        for layer, tensors in zip(snapshot.layout.layers, snapshot.layers, strict=True)
+    )
     return CacheSnapshot(snapshot.layout, tokens, layers)
 
 
 def wipe(snapshot: CacheSnapshot) -> None:
     """Zero the snapshot's memory, including rows outside its views (best effort: freed copies are out of reach)."""
     with torch.inference_mode():
-        for tensor in _tensors(snapshot):
-            _zero_storage(tensor)
+        for layer in snapshot.layers:
+            for tensor in layer.values():
+                zero_storage(tensor)
 
 
-def wipe_live(cache: DynamicCache) -> None:
-    """Zero a live cache's memory (best effort). Snapshots that share its tensors are zeroed with it."""
-    with torch.inference_mode():
-        for layer in cache.layers:
-            for tensor in (layer.keys, layer.values):
-                if tensor is not None:
-                    _zero_storage(tensor)
+def _taken(index: int, layer: Any, expected: LayerLayout | None, true_tokens: int) -> tuple[LayerLayout, LayerTensors]:
+    kind = kind_of(index, layer)
+    layout = LayerLayout(kind.name, tuple(_tensors(index, kind, layer, expected)), window_of(layer), stride_of(layer))
+    _require_filled(index, kind, layer, layout)
+    if hasattr(layer, "get_seq_length") and layer.get_seq_length() != true_tokens:
+        raise LayoutMismatchError(f"layer {index} holds {layer.get_seq_length()} tokens, not {true_tokens}")
+    if not all(flag.is_set(layer) for flag in kind.flags_of(layer, true_tokens)):
+        raise UnsupportedCacheError(f"cache layer {index} has marks that do not follow from its tensors and tokens")
+    if expected is not None and layout != expected:
+        raise LayoutMismatchError(f"cache layer {index} is not of the model's layout")
+    return layout, {tensor.name: _held(kind, layer, layout, tensor) for tensor in layout.tensors}
 
 
-def _zero_storage(tensor: torch.Tensor) -> None:
-    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
-    tensor.as_strided((elements,), (1,), 0).zero_()
+def _tensors(index: int, kind: Kind, layer: Any, expected: LayerLayout | None) -> Iterator[TensorLayout]:
+    known = {} if expected is None else {tensor.name: tensor for tensor in expected.tensors}
+    for part in kind.parts:
+        tensor = part.read(layer)
+        if tensor is not None:
+            yield _tensor_layout(index, part, tensor)
+        elif part.rows == "overlap" and part.name in known:
+            yield known[part.name]
 
 
-def _tensors(snapshot: CacheSnapshot) -> Iterator[torch.Tensor]:
-    for layer in snapshot.layers:
-        yield layer.keys
-        yield layer.values
-
-
-def _kind_of(index: int, layer: Any) -> LayerKind:
-    for kind, entry in _KINDS.items():
-        # The exact class: a subclass carries state that this table does not know.
-        if type(layer) is entry.layer_class:
-            unknown = sorted(set(vars(layer)) - entry.attributes)
-            if unknown:
-                raise UnsupportedCacheError(f"cache layer {index} has state that cannot travel: {', '.join(unknown)}")
-            return kind
-    raise UnsupportedCacheError(f"cache layer {index} is a {type(layer).__name__}; only {', '.join(_KINDS)} can travel")
-
-
-def _require_known_cache(cache: DynamicCache) -> None:
-    unknown = set(vars(cache)) - _CACHE_ATTRIBUTES
-    if type(cache) is not DynamicCache or unknown or not cache.layers:
-        names = ", ".join(sorted(unknown)) or "no layers"
-        raise UnsupportedCacheError(
-            f"the model keeps its state in a {type(cache).__name__} ({names}), not a plain cache"
-        )
-
-
-def _layer_layout(index: int, layer: Any) -> LayerLayout:
-    kind = _kind_of(index, layer)
-    if not layer.is_initialized or layer.keys.dim() != 4 or layer.values.dim() != 4:
+def _tensor_layout(index: int, part: Part, tensor: torch.Tensor) -> TensorLayout:
+    if part.rows != "fixed" and tensor.dim() != part.lead + 3:
         raise UnsupportedCacheError(f"cache layer {index} was not filled by the model: its state is kept elsewhere")
-    if layer.keys.shape[0] != 1 or layer.keys.dtype not in _DTYPE_NAMES or layer.values.dtype != layer.keys.dtype:
+    if tensor.shape[0] != 1 or tensor.dtype not in _DTYPE_NAMES:
         raise UnsupportedCacheError(f"cache layer {index} is not batch 1 in one of {', '.join(DTYPES)}")
-    window = layer.sliding_window if kind == "sliding" else 0
-    if kind == "sliding" and (window < 2 or layer.record_past):
-        raise UnsupportedCacheError(f"cache layer {index} has a window of {window} or records the past")
-    return LayerLayout(
-        kind=kind,
-        key_heads=layer.keys.shape[1],
-        key_dim=layer.keys.shape[3],
-        value_heads=layer.values.shape[1],
-        value_dim=layer.values.shape[3],
-        dtype=_DTYPE_NAMES[layer.keys.dtype],
-        window=window,
-    )
+    dims = tuple(tensor.shape[1:])
+    cut_at = len(dims) if part.rows == "fixed" else part.lead
+    return TensorLayout(part.name, _DTYPE_NAMES[tensor.dtype], part.rows, dims[:cut_at], dims[cut_at + 1 :])
+
+
+def _require_filled(index: int, kind: Kind, layer: Any, layout: LayerLayout) -> None:
+    if kind.parts and not layout.tensors:
+        raise UnsupportedCacheError(f"cache layer {index} was not filled by the model: its state is kept elsewhere")
+    is_sliding = any(tensor.rows == "window" for tensor in layout.tensors)
+    if is_sliding and (layout.window < 2 or layer.record_past):
+        raise UnsupportedCacheError(f"cache layer {index} has a window of {layout.window} or records the past")
+
+
+def _held(kind: Kind, layer: Any, layout: LayerLayout, tensor: TensorLayout) -> torch.Tensor:
+    part = kind.part(tensor.name)
+    live = None if part is None else part.read(layer)
+    if live is None:
+        return torch.empty(shape_of(layout, tensor, 0), dtype=DTYPES[tensor.dtype])
+    return live if tensor.rows in _SHARED else live.clone()
 
 
 def _require_shapes(snapshot: CacheSnapshot) -> None:
     for index, (layer, tensors) in enumerate(zip(snapshot.layout.layers, snapshot.layers, strict=True)):
-        rows = held_rows(layer, snapshot.true_tokens)
-        wanted = ((1, layer.key_heads, rows, layer.key_dim), (1, layer.value_heads, rows, layer.value_dim))
-        if (tuple(tensors.keys.shape), tuple(tensors.values.shape)) != wanted:
-            raise LayoutMismatchError(f"layer {index} does not hold the {rows} rows of its layout")
-        if {tensors.keys.dtype, tensors.values.dtype} != {DTYPES.get(layer.dtype)}:
-            raise LayoutMismatchError(f"layer {index} is not {layer.dtype}")
+        if set(tensors) != {tensor.name for tensor in layer.tensors}:
+            raise LayoutMismatchError(f"layer {index} does not hold the tensors of its layout")
+        for tensor in layer.tensors:
+            found = tensors[tensor.name]
+            if tuple(found.shape) != shape_of(layer, tensor, snapshot.true_tokens):
+                rows = held_rows(layer, tensor, snapshot.true_tokens)
+                raise LayoutMismatchError(f"{tensor.name} of layer {index} are not the {rows} rows of the layout")
+            if found.dtype != DTYPES.get(tensor.dtype):
+                raise LayoutMismatchError(f"{tensor.name} of layer {index} are not {tensor.dtype}")
 
 
 def _fill(
     index: int, layer: Any, layout: LayerLayout, tensors: LayerTensors, *, true_tokens: int, device: torch.device | None
 ) -> None:
-    kind = _kind_of(index, layer)
-    if kind != layout.kind or (kind == "sliding" and layer.sliding_window != layout.window):
+    kind = kind_of(index, layer)
+    if (kind.name, window_of(layer), stride_of(layer)) != (layout.kind, layout.window, layout.stride):
         raise LayoutMismatchError(f"layer {index} of the model is not a {layout.kind} layer of window {layout.window}")
-    keys, values = (part if device is None else part.to(device) for part in (tensors.keys, tensors.values))
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    if kind == "sliding":
-        # Positions and mask follow from this count; without it a full window continues at wrong positions.
-        layer.cumulative_length = true_tokens
+    for tensor in layout.tensors:
+        part = kind.part(tensor.name)
+        if part is None or part.rows != tensor.rows:
+            raise LayoutMismatchError(f"a {layout.kind} layer has no {tensor.name} of that form")
+        if tensor.rows != "overlap" or tensors[tensor.name].numel():
+            part.write(layer, _own(tensors[tensor.name], tensor, device))
+    for flag in kind.flags_of(layer, true_tokens):
+        flag.write(layer)
+
+
+def _own(tensor: torch.Tensor, layout: TensorLayout, device: torch.device | None) -> torch.Tensor:
+    moved = tensor if device is None else tensor.to(device)
+    return moved.clone() if layout.rows not in _SHARED and moved is tensor else moved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.codec.coder import SlabCoder, SlabShape
 from splitinfer.codec.raw import RawCoder
 from splitinfer.errors import CodecError, LayoutMismatchError
-from splitinfer.handoff import CacheLayout, LayerLayout
+from splitinfer.handoff import CacheLayout, TensorLayout
 from splitinfer.schedule import SlabSpec
 
-__all__ = ["Coders", "MakeCoder", "heads_and_dim", "require_counts", "rows_of", "shape_of"]
+__all__ = ["Coders", "MakeCoder", "as_rows", "require_counts", "rows_of", "shape_of", "tensor_of"]
 
 MakeCoder = Callable[[], SlabCoder]
 
@@ -48,22 +49,27 @@ class Coders:
             coder.wipe()
 
 
+def tensor_of(layout: CacheLayout, spec: SlabSpec) -> TensorLayout:
+    """Return the layout of the tensor that a slab belongs to."""
+    return next(tensor for tensor in layout.layers[spec.layer].tensors if tensor.name == spec.part)
+
+
 def shape_of(layout: CacheLayout, spec: SlabSpec) -> SlabShape:
     """Return the shape of a slab's rows, padding included."""
-    layer = layout.layers[spec.layer]
-    heads, dim = heads_and_dim(layer, spec.part)
-    return SlabShape(heads, spec.stop - spec.start, dim, layer.dtype)
+    tensor = tensor_of(layout, spec)
+    return SlabShape(math.prod(tensor.before), spec.stop - spec.start, math.prod(tensor.after), tensor.dtype)
 
 
-def heads_and_dim(layer: LayerLayout, part: str) -> tuple[int, int]:
-    """Return heads and dim of a layer's keys or values."""
-    return (layer.key_heads, layer.key_dim) if part == "keys" else (layer.value_heads, layer.value_dim)
+def as_rows(tensor: torch.Tensor, layout: TensorLayout) -> torch.Tensor:
+    """Return a tensor as [heads, rows, dim], a view where it is contiguous; a fixed state is one row."""
+    rows = 1 if layout.rows == "fixed" else tensor.shape[1 + len(layout.before)]
+    return tensor.reshape(math.prod(layout.before), rows, math.prod(layout.after))
 
 
 def rows_of(snapshot: CacheSnapshot, spec: SlabSpec) -> torch.Tensor:
-    """Return the true rows [heads, rows, dim] of a slab, as a view."""
-    tensors = snapshot.layers[spec.layer]
-    return (tensors.keys if spec.part == "keys" else tensors.values)[0, :, spec.start : spec.stop]
+    """Return the true rows [heads, rows, dim] of a slab."""
+    tensor = snapshot.layers[spec.layer][spec.part]
+    return as_rows(tensor, tensor_of(snapshot.layout, spec))[:, spec.start : spec.stop]
 
 
 def require_counts(true_tokens: int, padded_tokens: int) -> None:

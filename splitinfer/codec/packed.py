@@ -37,7 +37,7 @@ class FixedPacked:
         self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
         self._specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
         self._sizes = [coders.size_bytes(snapshot.layout, spec) for spec in self._specs]
-        self._scratch = torch.empty(max(self._sizes), dtype=torch.uint8)
+        self._scratch = torch.empty(max(self._sizes, default=0), dtype=torch.uint8)
 
     @property
     def layout(self) -> CacheLayout:
@@ -90,7 +90,9 @@ class VariablePacked:
         self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
         self._coded: list[bytearray] | None = []
         specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
-        scratch = torch.empty(max(coders.size_bytes(snapshot.layout, spec) for spec in specs), dtype=torch.uint8)
+        scratch = torch.empty(
+            max((coders.size_bytes(snapshot.layout, spec) for spec in specs), default=0), dtype=torch.uint8
+        )
         try:
             for spec in specs:
                 size = _encode(snapshot, coders, spec, scratch[: coders.size_bytes(snapshot.layout, spec)])
@@ -119,15 +121,18 @@ class VariablePacked:
 
     def slabs(self) -> Iterator[memoryview]:
         """Yield every slab, in order, read-only, then zeros. Can be called again. Raises CodecError after `wipe`."""
-        for index in range(len(self._coded or [None])):
-            if self._coded is None:
-                raise CodecError("this packed cache was wiped; pack the cache again")
-            yield memoryview(self._coded[index]).toreadonly()
+        for index in range(len(self._held())):
+            yield memoryview(self._held()[index]).toreadonly()
         left = self.size_bytes - self._used_bytes
         while left:
             zeros = memoryview(_ZEROS)[:left]
             yield zeros
             left -= len(zeros)
+
+    def _held(self) -> list[bytearray]:
+        if self._coded is None:
+            raise CodecError("this packed cache was wiped; pack the cache again")
+        return self._coded
 
     def wipe(self) -> None:
         """Zero the coded bytes and the snapshot that is held, and refuse further use."""

@@ -24,8 +24,11 @@ from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.codec import packing
 from splitinfer.codec.coder import SlabShape
 from splitinfer.errors import CodecError, LayoutMismatchError
+from splitinfer.handoff import TensorName
 
-__all__ = ["GROUP", "MAX_ABSOLUTE", "Axis", "QuantisedCoder", "require_carriable"]
+__all__ = ["GROUP", "MAX_ABSOLUTE", "ROUNDED", "Axis", "QuantisedCoder", "require_carriable"]
+
+ROUNDED: tuple[TensorName, ...] = ("keys", "values")
 
 Axis = Literal["per_channel", "per_token"]
 
@@ -134,8 +137,8 @@ class QuantisedCoder:
 def require_carriable(snapshot: CacheSnapshot) -> None:
     """Raise CodecError for a snapshot with NaN, infinity or an element beyond +-32,768."""
     for layer in snapshot.layers:
-        for tensor in (layer.keys, layer.values):
-            if tensor.numel():
+        for name in ROUNDED:
+            if (tensor := layer.get(name)) is not None and tensor.numel():
                 _require_finite(*torch.aminmax(tensor))
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import torch
 
 from splitinfer import schedule
-from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, LayerTensors, held_rows
-from splitinfer.codec.layers import Coders, heads_and_dim, require_counts, shape_of
+from splitinfer.cache.snapshot import DTYPES, CacheSnapshot
+from splitinfer.cache.snapshot import shape_of as tensor_shape_of
+from splitinfer.codec.layers import Coders, as_rows, require_counts, shape_of, tensor_of
 from splitinfer.errors import CodecError, LayoutMismatchError, TruncatedError
-from splitinfer.handoff import CacheLayout
+from splitinfer.handoff import CacheLayout, TensorLayout, TensorName
 from splitinfer.schedule import LENGTH_BYTES, SlabSpec
 
 __all__ = ["CacheSink"]
@@ -28,14 +29,15 @@ class _Assembly:
 
     def __init__(self, layout: CacheLayout, coders: Coders, *, true_tokens: int) -> None:
         self._layout, self._coders, self._true_tokens = layout, coders, true_tokens
-        self._parts: dict[tuple[int, str], torch.Tensor] = {}
+        self._parts: dict[tuple[int, TensorName], torch.Tensor] = {}
         self.fault: LayoutMismatchError | None = None
 
     def place(self, spec: SlabSpec, slab: torch.Tensor) -> None:
         """Decode a slab to its place; after a fault nothing more is decoded."""
         if self.fault is not None:
             return
-        target = self._part(spec)[0, :, spec.start : spec.stop]
+        tensor = tensor_of(self._layout, spec)
+        target = as_rows(self._part(spec.layer, tensor), tensor)[:, spec.start : spec.stop]
         try:
             with torch.no_grad():
                 self._coders.of(spec.part).decode(slab, target, shape_of(self._layout, spec))
@@ -51,9 +53,12 @@ class _Assembly:
         """Hand the tensors over; raises the first fault."""
         if self.fault is not None:
             raise self.fault
-        parts, self._parts = self._parts, {}
-        layers = (LayerTensors(parts[i, "keys"], parts[i, "values"]) for i in range(len(self._layout.layers)))
-        return CacheSnapshot(self._layout, self._true_tokens, tuple(layers))
+        layers = tuple(
+            {tensor.name: self._part(index, tensor) for tensor in layer.tensors}
+            for index, layer in enumerate(self._layout.layers)
+        )
+        self._parts = {}
+        return CacheSnapshot(self._layout, self._true_tokens, layers)
 
     def wipe(self) -> None:
         """Zero and drop what was not handed over."""
@@ -62,14 +67,12 @@ class _Assembly:
         self._parts.clear()
         self._coders.wipe()
 
-    def _part(self, spec: SlabSpec) -> torch.Tensor:
-        """Return the final tensor [1, heads, true rows, dim] of a slab's part, made when its first slab arrives."""
-        key = (spec.layer, spec.part)
+    def _part(self, index: int, tensor: TensorLayout) -> torch.Tensor:
+        """Return the final tensor, made when its first slab arrives; one without rows has no slab."""
+        key = (index, tensor.name)
         if key not in self._parts:
-            layer = self._layout.layers[spec.layer]
-            heads, dim = heads_and_dim(layer, spec.part)
-            shape = (1, heads, held_rows(layer, self._true_tokens), dim)
-            self._parts[key] = torch.empty(shape, dtype=DTYPES[layer.dtype])
+            shape = tensor_shape_of(self._layout.layers[index], tensor, self._true_tokens)
+            self._parts[key] = torch.empty(shape, dtype=DTYPES[tensor.dtype])
         return self._parts[key]
 
 
@@ -87,7 +90,7 @@ class CacheSink:
         self._specs = tuple(schedule.slabs(layout, padded_tokens))
         sizes = [coders.size_bytes(layout, spec) for spec in self._specs]
         self._size_bytes = sum(sizes) if coded_bytes is None else coded_bytes
-        self._staging = torch.empty(max(*sizes, _STAGING_BYTES), dtype=torch.uint8)
+        self._staging = torch.empty(max([*sizes, _STAGING_BYTES]), dtype=torch.uint8)
         self._assembly = _Assembly(layout, coders, true_tokens=true_tokens)
         self._pieces = self._fixed() if coded_bytes is None else self._variable()
         self._offered: memoryview | None = None

@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from splitinfer.cache.snapshot import CacheSnapshot, restore, wipe_live
+from splitinfer.cache.live import feed, wipe_live
+from splitinfer.cache.snapshot import CacheSnapshot, restore
 from splitinfer.errors import PromptError
 from splitinfer.handoff import SamplingParams
 from splitinfer.model.sampling import Sampler
@@ -88,9 +89,8 @@ class Decoder(Iterator[int]):
         self._cache = None
 
     def _forward(self, cache: DynamicCache) -> torch.Tensor:
-        ids = torch.tensor([[self._last_token]], dtype=torch.long, device=self._model.device)
         with torch.inference_mode():
-            output = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+            output = feed(self._model, [self._last_token], cache)
         self._steps += 1
         logits: torch.Tensor = output.logits[0, -1]
         return logits

@@ -130,6 +130,7 @@ class Engine:
             token_ids,
             steps=steps,
             onto=onto,
+            layout=self._layout,
             progress=progress,
             ends_early=self._loaded.prefill_ends_early,
         )

@@ -15,15 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from splitinfer import embedded
-from splitinfer.errors import ModelMismatchError, ModelNotFoundError, UnsupportedCacheError, UnsupportedModelError
+from splitinfer.cache.live import require_cache_travels
+from splitinfer.errors import ModelMismatchError, ModelNotFoundError, UnsupportedModelError
 from splitinfer.handoff import ModelIdentity, Numerics
 from splitinfer.model.identity import DigestCache, identify, read_json, weight_files
 from splitinfer.model.probe import prefill_ends_early
 
 __all__ = ["LoadedModel", "load", "resolve_source"]
 
-# Their state is not a list of key and value tensors, so it cannot travel as a cache.
-_UNSUPPORTED_CACHES = ("rwkv", "xlstm", "recurrent_gemma")
 _LOADING = threading.Lock()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -106,9 +105,7 @@ def load(
 
 def _check_form(directory: Path) -> None:
     config = read_json(directory / "config.json")
-    model_type = config.get("model_type")
-    if model_type in _UNSUPPORTED_CACHES:
-        raise UnsupportedCacheError(f"{model_type} keeps its state in a form that cannot travel as a KV cache")
+    require_cache_travels(config.get("model_type"))
     settings = directory / "tokenizer_config.json"
     if "auto_map" in config or (settings.is_file() and "auto_map" in read_json(settings)):
         raise UnsupportedModelError("the model brings its own code (auto_map), which is never run")

@@ -1,7 +1,8 @@
 """Prefill: token ids and steps -> CacheSnapshot, on whichever side the plan says.
 
-Every step is one forward on the growing cache. The steps are the same in every mode, so that the same tokens give
-bit-equal caches; no logits are computed, and the prompt's last token is left to `decode`. Where the model bears it
+Every step is one forward on the growing cache (one a token for the few models that `cache.live.feed` names). The
+steps are the same in every mode, so that the same tokens give bit-equal caches; only the base model runs, which
+computes no logits, and the prompt's last token is left to `decode`. Where the model bears it
 (`probe.prefill_ends_early`), a step ends as soon as its cache is complete; the cache is the same.
 """
 
@@ -13,8 +14,10 @@ from contextlib import nullcontext
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from splitinfer.cache.snapshot import CacheSnapshot, new_cache, restore, take
+from splitinfer.cache.live import feed, new_cache
+from splitinfer.cache.snapshot import CacheSnapshot, restore, take
 from splitinfer.errors import EmptyPromptError, LayoutMismatchError, PromptError
+from splitinfer.handoff import CacheLayout
 from splitinfer.model.early_end import ending_early
 
 __all__ = ["BURN_STEP_TOKENS", "burn", "prefill"]
@@ -28,12 +31,14 @@ def prefill(
     *,
     steps: Sequence[tuple[int, int]],
     onto: CacheSnapshot | None = None,
+    layout: CacheLayout | None = None,
     progress: Callable[[int], None] | None = None,
     ends_early: bool = False,
 ) -> CacheSnapshot:
     """Run `token_ids[start:stop]` for every step and return the cache of all tokens up to the last `stop`.
 
     `token_ids` is the whole prompt: with `onto`, the cache of its first tokens, the steps start where that ends.
+    `layout` is the model's, where it is known (see `snapshot.take`).
     `progress` is called after every step with the number of prompt tokens that are in the cache by then.
     `ends_early` ends every step's forward at the last cache layer (see `early_end.ending_early`).
     Raises EmptyPromptError without any step and cache, LayoutMismatchError for steps that leave a gap, overlap or
@@ -52,7 +57,7 @@ def prefill(
             _advance(model, token_ids[start:stop], cache, ends_early=ends_early)
             if progress is not None:
                 progress(stop)
-    return take(cache, true_tokens=steps[-1][1])
+    return take(cache, true_tokens=steps[-1][1], layout=layout)
 
 
 def burn(model: PreTrainedModel, tokens: int, *, ends_early: bool = False) -> None:
@@ -70,16 +75,7 @@ def burn(model: PreTrainedModel, tokens: int, *, ends_early: bool = False) -> No
 
 def _advance(model: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache, *, ends_early: bool) -> None:
     with ending_early(cache) if ends_early else nullcontext():
-        _forward(model, token_ids, cache)
-
-
-def _forward(model: PreTrainedModel, token_ids: Sequence[int], cache: object) -> None:
-    # The base model has no head: nothing is projected to the vocabulary.
-    model.base_model(
-        input_ids=torch.tensor([list(token_ids)], dtype=torch.long, device=model.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
+        feed(model.base_model, token_ids, cache)
 
 
 def _burn_sizes(tokens: int) -> Iterator[int]:

@@ -35,7 +35,7 @@ def prefill_ends_early(model: PreTrainedModel) -> bool:
 def _is_identical(ours: CacheSnapshot, theirs: CacheSnapshot) -> bool:
     pairs = zip(ours.layers, theirs.layers, strict=True)
     return ours.layout == theirs.layout and all(
-        torch.equal(_bits(a.keys), _bits(b.keys)) and torch.equal(_bits(a.values), _bits(b.values)) for a, b in pairs
+        torch.equal(_bits(tensor), _bits(b[name])) for a, b in pairs for name, tensor in a.items()
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from splitinfer.cache.snapshot import CacheSnapshot, cut
+from splitinfer.cache.snapshot import CacheSnapshot, cut, require_rows
 from splitinfer.errors import LayoutMismatchError, UsageError, VerificationError
 from splitinfer.model.engine import Engine
 
@@ -23,13 +23,15 @@ def verify_rows(
 ) -> None:
     """Recompute token rows through all layers and compare them with the received ones.
 
-    A row agrees where, in every layer's keys and values, the largest absolute difference is at most `tolerance`
+    A row agrees where, in every tensor of every layer, the largest absolute difference is at most `tolerance`
     times the largest absolute recomputed element of that row. Raises VerificationError where one differs;
-    UnsupportedCacheError where a sliding layer lost the rows that are needed; LayoutMismatchError for another
+    UnsupportedCacheError where a layer lost the rows or states that are needed; LayoutMismatchError for another
     model's layout or fewer token ids than rows; UsageError for a row outside the cache.
     """
     if snapshot.layout != engine.layout or len(token_ids) < snapshot.true_tokens:
         raise LayoutMismatchError("the received cache does not fit the model and the prompt")
+    if rows:
+        require_rows(snapshot.layout, snapshot.true_tokens)
     for row in rows:
         if not 0 <= row < snapshot.true_tokens:
             raise UsageError(f"row {row} is outside the cache of {snapshot.true_tokens} tokens")
@@ -42,13 +44,15 @@ def _verify_row(
     received = cut(snapshot, row + 1)
     earlier = cut(snapshot, row) if row else None
     recomputed = engine.prefill(token_ids, steps=[(row, row + 1)], onto=earlier)
-    for index, (ours, theirs) in enumerate(zip(recomputed.layers, received.layers, strict=True)):
-        _require_close(index, "keys", ours.keys, theirs.keys, tolerance)
-        _require_close(index, "values", ours.values, theirs.values, tolerance)
+    for index, layer in enumerate(snapshot.layout.layers):
+        for tensor in layer.tensors:
+            ours, theirs = (side.layers[index][tensor.name] for side in (recomputed, received))
+            axis = 1 + len(tensor.before)
+            _require_close(index, tensor.name, ours.select(axis, -1), theirs.select(axis, -1), tolerance)
 
 
 def _require_close(index: int, part: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
-    expected, got = ours[:, :, -1].double(), theirs[:, :, -1].double().to(ours.device)
+    expected, got = ours.double(), theirs.double().to(ours.device)
     bound = tolerance * float(expected.abs().max())
     # Written so that a difference that is not a number does not pass.
     if not float((expected - got).abs().max()) <= bound:

@@ -6,6 +6,7 @@ hexadecimal, non-integers decimal strings.
 
 from __future__ import annotations
 
+import itertools
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ from splitinfer.sealing.wire import Count, Decimals, Hex16, Hex32, Short, Versio
 __all__ = [
     "MANIFEST_REGION_BYTES",
     "CacheWire",
+    "LayerWire",
     "ModelWire",
     "NumericsWire",
     "RefusalWire",
@@ -26,12 +28,15 @@ __all__ = [
     "ResponseManifest",
     "SamplingWire",
     "SessionWire",
+    "TensorWire",
     "TokensWire",
     "cache_bytes",
     "manifest_region",
 ]
 
 MANIFEST_REGION_BYTES = 4096
+
+Dims = Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(max_length=4)]
 
 
 # As many as 2^20 chunks of 1 MiB hold.
@@ -87,17 +92,43 @@ class TokensWire(WireModel):
     padded: Annotated[int, Field(ge=1, le=2**24)]
 
 
+class TensorWire(WireModel):
+    """See handoff.TensorLayout."""
+
+    name: handoff.TensorName
+    dtype: Literal["float32", "bfloat16", "float16"]
+    rows: handoff.RowRule
+    before: Dims
+    after: Dims
+
+    @classmethod
+    def of(cls, tensor: handoff.TensorLayout) -> TensorWire:
+        """Convert."""
+        return cls(
+            name=tensor.name,
+            dtype=tensor.dtype,  # type: ignore[arg-type]
+            rows=tensor.rows,
+            before=list(tensor.before),
+            after=list(tensor.after),
+        )
+
+    def tensor(self) -> handoff.TensorLayout:
+        """Convert back."""
+        return handoff.TensorLayout(self.name, self.dtype, self.rows, tuple(self.before), tuple(self.after))
+
+
 class LayerWire(WireModel):
     """See handoff.LayerLayout; `count` neighbouring layers are alike."""
 
     count: Annotated[int, Field(ge=1, le=4096)]
-    kind: Literal["full", "sliding"]
-    key_heads: Annotated[int, Field(ge=1, le=4096)]
-    key_dim: Annotated[int, Field(ge=1, le=65536)]
-    value_heads: Annotated[int, Field(ge=1, le=4096)]
-    value_dim: Annotated[int, Field(ge=1, le=65536)]
-    dtype: Literal["float32", "bfloat16", "float16"]
+    kind: handoff.LayerKind
     window: Count
+    stride: Count
+    tensors: Annotated[list[TensorWire], Field(max_length=16)]
+
+    def layer(self) -> handoff.LayerLayout:
+        """Convert back to one of the layers."""
+        return handoff.LayerLayout(self.kind, tuple(wire.tensor() for wire in self.tensors), self.window, self.stride)
 
 
 class CacheWire(WireModel):
@@ -108,31 +139,22 @@ class CacheWire(WireModel):
     @classmethod
     def of(cls, layout: handoff.CacheLayout) -> CacheWire:
         """Convert, joining equal neighbours."""
-        runs: list[tuple[handoff.LayerLayout, int]] = []
-        for layer in layout.layers:
-            if runs and runs[-1][0] == layer:
-                runs[-1] = (layer, runs[-1][1] + 1)
-            else:
-                runs.append((layer, 1))
-        return cls(layers=[LayerWire(count=n, **{k: getattr(x, k) for k in x.__slots__}) for x, n in runs])
+        return cls(
+            layers=[
+                LayerWire(
+                    count=sum(1 for _ in run),
+                    kind=layer.kind,
+                    window=layer.window,
+                    stride=layer.stride,
+                    tensors=[TensorWire.of(tensor) for tensor in layer.tensors],
+                )
+                for layer, run in itertools.groupby(layout.layers)
+            ]
+        )
 
     def layout(self) -> handoff.CacheLayout:
         """Convert back."""
-        return handoff.CacheLayout(
-            tuple(
-                handoff.LayerLayout(
-                    kind=run.kind,
-                    key_heads=run.key_heads,
-                    key_dim=run.key_dim,
-                    value_heads=run.value_heads,
-                    value_dim=run.value_dim,
-                    dtype=run.dtype,
-                    window=run.window,
-                )
-                for run in self.layers
-                for _ in range(run.count)
-            )
-        )
+        return handoff.CacheLayout(tuple(layer for run in self.layers for layer in [run.layer()] * run.count))
 
 
 class SamplingWire(WireModel):

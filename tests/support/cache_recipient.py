@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from splitinfer import codec
+from splitinfer.cache.live import feed
 from splitinfer.cache.snapshot import layout_of, restore
 from tests.support.cache_models import tiny_model, tiny_tokens
 
@@ -25,8 +26,7 @@ def continuation_logits(model: Any, cache: Any) -> torch.Tensor:
     rows = []
     with torch.inference_mode():
         for token in tiny_tokens(CONTINUATION_TOKENS, seed=9):
-            output = model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
-            rows.append(output.logits[0, -1].float())
+            rows.append(feed(model, [token], cache).logits[0, -1].float())
     return torch.stack(rows)
 
 

@@ -80,7 +80,7 @@ def clear_tokens(token_ids: Sequence[int]) -> Iterator[bytes]:
 def clear_cache(snapshot: CacheSnapshot) -> Iterator[bytes]:
     """Yield a cache as a leak might send it."""
     for dtype in KV_DTYPES.values():
-        tensors = [part.to(dtype).contiguous() for layer in snapshot.layers for part in (layer.keys, layer.values)]
+        tensors = [part.to(dtype).contiguous() for layer in snapshot.layers for part in layer.values()]
         yield b"".join(tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors)
 
 

@@ -8,28 +8,28 @@ from typing import Any
 import torch
 
 from splitinfer import codec
-from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, LayerTensors, held_rows
+from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, shape_of
 from splitinfer.handoff import CacheLayout, LayerLayout
+from tests.support import layouts
 
 
 def full(dtype: str = "bfloat16", heads: int = 2, dim: int = 8) -> LayerLayout:
-    return LayerLayout("full", heads, dim, heads, dim, dtype)
+    return layouts.full((heads, dim), (heads, dim), dtype)
 
 
 def sliding(window: int, dtype: str = "bfloat16") -> LayerLayout:
-    return LayerLayout("sliding", 2, 8, 2, 6, dtype, window)
+    return layouts.sliding(window, (2, 8), (2, 6), dtype)
 
 
 def snapshot_of(
     layout: CacheLayout, tokens: int, make: Callable[[tuple[int, ...], str], torch.Tensor]
 ) -> CacheSnapshot:
     """Fill every part by its shape and dtype."""
-    layers = []
-    for layer in layout.layers:
-        rows = held_rows(layer, tokens)
-        shapes = ((1, layer.key_heads, rows, layer.key_dim), (1, layer.value_heads, rows, layer.value_dim))
-        layers.append(LayerTensors(*(make(shape, layer.dtype) for shape in shapes)))
-    return CacheSnapshot(layout, tokens, tuple(layers))
+    layers = tuple(
+        {tensor.name: make(shape_of(layer, tensor, tokens), tensor.dtype) for tensor in layer.tensors}
+        for layer in layout.layers
+    )
+    return CacheSnapshot(layout, tokens, layers)
 
 
 def normal(layout: CacheLayout, tokens: int, seed: int = 0) -> CacheSnapshot:
@@ -55,7 +55,11 @@ def any_bits(layout: CacheLayout, tokens: int, seed: int = 0) -> CacheSnapshot:
 
 
 def tensors(snapshot: CacheSnapshot) -> list[torch.Tensor]:
-    return [part for layer in snapshot.layers for part in (layer.keys, layer.values)]
+    return [
+        layer[tensor.name]
+        for shape, layer in zip(snapshot.layout.layers, snapshot.layers, strict=True)
+        for tensor in shape.tensors
+    ]
 
 
 def bits(snapshot: CacheSnapshot) -> list[bytes]:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from splitinfer import schedule
 from splitinfer.attestation.keyset import Replica, ReplicaKeys
 from splitinfer.attestation.sender import sender_id
-from splitinfer.handoff import CacheLayout, LayerLayout, ModelIdentity, Numerics, SamplingParams, VerifiedRecipient
+from splitinfer.handoff import CacheLayout, ModelIdentity, Numerics, SamplingParams, VerifiedRecipient
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.intake import OpenedRequest, open_request
 from splitinfer.receive.recipient import NonceTable, TransferTable
@@ -35,14 +35,15 @@ from splitinfer.sealing.stream import PROMPT_CHUNK_BYTES
 from splitinfer.sealing.transfer import SealedBody, TransferKeys, seal_reply, seal_request
 from splitinfer.sealing.wire import VERSION
 from tests.support.keys import Deployment
+from tests.support.layouts import full, sliding
 
 MODEL = ModelIdentity("1" * 64, "2" * 64, "3" * 64)
 NUMERICS = Numerics("2.13.0", "cpu", "float32", "sdpa", 1)
 LAYOUT = CacheLayout(
     (
-        LayerLayout("full", 2, 8, 2, 4, "float32"),
-        LayerLayout("sliding", 1, 8, 1, 8, "bfloat16", window=17),
-        LayerLayout("full", 2, 8, 2, 4, "float32"),
+        full((2, 8), (2, 4)),
+        sliding(17, (1, 8), (1, 8), "bfloat16"),
+        full((2, 8), (2, 4)),
     )
 )
 EXPECTED = Expectations(MODEL, LAYOUT, max_positions=4096, vocabulary=1000)

@@ -17,7 +17,7 @@ from splitinfer.attestation.keyset import Replica, certify, identity_sha256
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud import CloudService
 from splitinfer.egress.verification import read_records
-from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Route, Segment, Source, Transport
+from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Route, Segment, Source, TensorName, Transport
 from splitinfer.home import Home
 from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
 from splitinfer.home.remotes import Remote, save_remote
@@ -136,7 +136,7 @@ class Paired:
 class LyingEngine:
     """An engine whose prefill changes one row of one layer in what it gives back; the rest is the honest engine's."""
 
-    def __init__(self, engine: Engine, *, layer: int, row: int, part: str = "keys") -> None:
+    def __init__(self, engine: Engine, *, layer: int, row: int, part: TensorName = "keys") -> None:
         self._engine, self._layer, self._row, self._part = engine, layer, row, part
 
     def __getattr__(self, name: str) -> Any:
@@ -145,9 +145,9 @@ class LyingEngine:
     def prefill(self, *args: Any, **keywords: Any) -> CacheSnapshot:
         snapshot = self._engine.prefill(*args, **keywords)
         layers = list(snapshot.layers)
-        tensor = getattr(layers[self._layer], self._part).clone()
+        tensor = layers[self._layer][self._part].clone()
         tensor[:, :, self._row] += 0.5
-        layers[self._layer] = replace(layers[self._layer], **{self._part: tensor})
+        layers[self._layer] = {**layers[self._layer], self._part: tensor}
         return replace(snapshot, layers=tuple(layers))
 
 

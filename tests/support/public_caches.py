@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from splitinfer.errors import TruncatedError
-from splitinfer.handoff import CacheLayout, Label, LayerLayout, ModelIdentity, Numerics, PromptTokens
+from splitinfer.handoff import CacheLayout, Label, LayerLayout, ModelIdentity, Numerics, PromptTokens, TensorLayout
 from splitinfer.sealing.manifest import ModelWire
 from splitinfer.store import CacheStore, Facts, PublicPrefix, Stored, public_prefix
 from splitinfer.store.files import OsStoreFiles
@@ -18,7 +18,8 @@ from splitinfer.store.files import OsStoreFiles
 STORE_KEY = bytes(range(32))
 MODEL = ModelIdentity("a" * 64, "b" * 64, "c" * 64)
 NUMERICS = Numerics("2.13.0", "cpu", "float32", "sdpa", 1)
-LAYOUT = CacheLayout((LayerLayout("full", 2, 32, 2, 32, "float32"),))
+_PARTS = tuple(TensorLayout(name, "float32", "tokens", (2,), (32,)) for name in ("keys", "values"))
+LAYOUT = CacheLayout((LayerLayout("full", _PARTS),))
 PIN = "d" * 64
 LARGE = 1 << 40
 FACTS = Facts(

@@ -131,7 +131,7 @@ def _word_forms(word: str) -> Iterator[tuple[str, bytes]]:
 def _windows(snapshot: CacheSnapshot, dtype: torch.dtype) -> Iterator[bytes]:
     step = dtype.itemsize
     for layer in snapshot.layers:
-        for part in (layer.keys, layer.values):
+        for part in layer.values():
             rows = part.to(dtype).reshape(-1, part.shape[-1]).contiguous().view(torch.uint8).numpy()
             for row in rows:
                 data = row.tobytes()

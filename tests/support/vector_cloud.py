@@ -50,7 +50,7 @@ class ScriptedEngine:
             self._note("prefill", tuple(token_ids), list(steps))
         else:
             self.arguments[-1][1].extend(steps)  # type: ignore[index]
-        honest = find_vector("000-honest-decode-request")
+        honest = find_vector("0000-honest-decode-request")
         snapshot = receive_request(honest, VectorRecipient(honest), []).payload
         assert isinstance(snapshot, CacheSnapshot)
         return snapshot

@@ -100,7 +100,7 @@ class VectorDevice:
 
     def run(self) -> object:
         """Send, then read what was asked for to its end; raises what the device raises."""
-        keyset = find_vector("000-honest-keyset")
+        keyset = find_vector("0000-honest-keyset")
         pinned = context()["identity_sha256"]
         recipient = appraise(keyset.data, pinned_sha256=pinned, now=keyset.says["now"], seen=Unseen())
         reply = self._exchange.send(self._ask(), recipient)

@@ -8,12 +8,32 @@ from hypothesis import strategies as st
 
 from splitinfer.errors import ManifestError
 from splitinfer.handoff import CacheLayout, LayerLayout
-from splitinfer.schedule import RANGE_TOKENS, SlabSpec, cache_chunk_bytes, item_bytes, pad_tokens, slabs
+from splitinfer.schedule import (
+    RANGE_TOKENS,
+    SlabSpec,
+    cache_chunk_bytes,
+    held_rows,
+    item_bytes,
+    pad_tokens,
+    sent_rows,
+    slabs,
+)
 from splitinfer.sealing.stream import CHUNK_BYTES
+from tests.support.layouts import (
+    compressed,
+    compressed_sparse,
+    every_kind,
+    full,
+    indexed,
+    linear,
+    linear_sliding,
+    sliding,
+)
 
 KIB, MIB = 1024, 1024 * 1024
-FULL = LayerLayout("full", 2, 8, 3, 4, "float32")
-SLIDING = LayerLayout("sliding", 1, 16, 1, 8, "bfloat16", window=100)
+FULL = full((2, 8), (3, 4))
+KINDS = every_kind()
+SLIDING = sliding(100, (1, 16), (1, 8), "bfloat16")
 counts = st.integers(1, 2**24) | st.integers(1, 5000)
 
 
@@ -61,18 +81,30 @@ def test_the_number_of_classes_is_small() -> None:
     assert len({pad_tokens(count) for count in range(1, 32_769)}) < 100
 
 
-@given(padded=st.integers(1, 60).map(lambda blocks: blocks * 64), order=st.lists(st.booleans(), max_size=6))
+@given(padded=st.integers(1, 60).map(lambda blocks: blocks * 64), order=st.lists(st.sampled_from(KINDS), max_size=6))
 @settings(deadline=None, max_examples=60)
-def test_slabs_cover_every_row_of_every_layer_once(padded: int, order: list[bool]) -> None:
-    layout = CacheLayout(tuple(FULL if is_full else SLIDING for is_full in order))
+def test_slabs_cover_every_row_of_every_layer_once(padded: int, order: list[LayerLayout]) -> None:
+    layout = CacheLayout(tuple(order))
     rows: dict[tuple[int, str], list[int]] = {}
     for slab in slabs(layout, padded):
         rows.setdefault((slab.layer, slab.part), []).extend(range(slab.start, slab.stop))
     for index, layer in enumerate(layout.layers):
-        held = padded if layer.kind == "full" else min(layer.window - 1, padded)
-        for part in ("keys", "values"):
-            assert rows[index, part] == list(range(held))
-    assert len(rows) == 2 * len(layout.layers)
+        for tensor in layer.tensors:
+            assert rows.pop((index, tensor.name), []) == list(range(sent_rows(layer, tensor, padded)))
+    assert not rows
+
+
+@given(layer=st.sampled_from(KINDS), tokens=st.integers(0, 3000), padding=st.integers(0, 500))
+@settings(deadline=None, max_examples=200)
+def test_what_is_sent_has_room_for_the_rows_of_every_count_below(layer: LayerLayout, tokens: int, padding: int) -> None:
+    for tensor in layer.tensors:
+        assert held_rows(layer, tensor, tokens) <= sent_rows(layer, tensor, tokens + padding)
+
+
+def test_the_rows_of_a_compressed_layer_follow_its_stride() -> None:
+    layer = compressed_sparse(9, 4)
+    rows = {tensor.rows: [held_rows(layer, tensor, tokens) for tokens in (3, 4, 11, 12)] for tensor in layer.tensors}
+    assert rows == {"window": [3, 4, 8, 8], "entries": [0, 1, 2, 3], "remainder": [3, 0, 3, 0], "overlap": [0, 4, 4, 4]}
 
 
 def test_slabs_come_in_the_order_of_the_format() -> None:
@@ -83,6 +115,29 @@ def test_slabs_come_in_the_order_of_the_format() -> None:
     assert order == [*full, (0, "keys", 0, 99), (0, "values", 0, 99)]
 
 
+def test_windows_come_after_token_ranges_and_states_after_windows() -> None:
+    layout = CacheLayout((linear(), linear_sliding(9), compressed(9, 128), indexed()))
+    order = [(slab.layer, slab.part, slab.start, slab.stop) for slab in slabs(layout, RANGE_TOKENS + 64)]
+    assert order == [
+        (2, "compressor_compressed_kv", 0, 4),
+        (3, "keys", 0, 512),
+        (3, "values", 0, 512),
+        (3, "indexer_keys", 0, 512),
+        (3, "keys", 512, 576),
+        (3, "values", 512, 576),
+        (3, "indexer_keys", 512, 576),
+        (1, "keys", 0, 8),
+        (1, "values", 0, 8),
+        (2, "keys", 0, 8),
+        (0, "conv_states_0", 0, 1),
+        (0, "recurrent_states_0", 0, 1),
+        (1, "conv_states_0", 0, 1),
+        (1, "recurrent_states_0", 0, 1),
+        (2, "compressor_buffer_kv", 0, 127),
+        (2, "compressor_buffer_gate", 0, 127),
+    ]
+
+
 def test_a_slab_has_the_bytes_of_its_rows() -> None:
     first = next(slabs(CacheLayout((FULL,)), 64))
     assert first == SlabSpec(0, "keys", 0, 64, 64 * 2 * 8 * 4)
@@ -91,8 +146,8 @@ def test_a_slab_has_the_bytes_of_its_rows() -> None:
 
 
 def test_a_window_of_one_token_keeps_no_row() -> None:
-    window = LayerLayout("sliding", 1, 16, 1, 8, "bfloat16", window=1)
-    assert [slab.size_bytes for slab in slabs(CacheLayout((window,)), 64)] == [0, 0]
+    window = sliding(1, (1, 16), (1, 8), "bfloat16")
+    assert [slab.size_bytes for slab in slabs(CacheLayout((window,)), 64)] == []
 
 
 def test_slabs_are_the_same_for_every_count_of_one_class() -> None:

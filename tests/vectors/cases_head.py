@@ -136,7 +136,7 @@ NONCE = [
         "nonce-reused",
         replace(PREFILL, public={"transfer_id": world.OTHER_TRANSFER_ID.hex()}),
         "Another transfer under a nonce that was spent before.",
-        state={"first": "000-honest-prefill-request"},
+        state={"first": "0000-honest-prefill-request"},
     ),
     Vector(
         8,
@@ -150,7 +150,7 @@ NONCE = [
         "whole-request-replayed",
         PREFILL,
         "The same bytes a second time; a prompt must not be run twice for whoever recorded it.",
-        state={"first": "000-honest-prefill-request"},
+        state={"first": "0000-honest-prefill-request"},
     ),
 ]
 
@@ -161,7 +161,7 @@ REPLAY = [
         replace(PREFILL, head={"server_nonce": world.OTHER_SERVER_NONCE.hex()}),
         "A fresh nonce, but a transfer id of this device that was seen before; each is executed at most once.",
         state={
-            "first": "000-honest-prefill-request",
+            "first": "0000-honest-prefill-request",
             "nonces": {world.OTHER_SERVER_NONCE.hex(): NOW},
         },
     ),

@@ -20,6 +20,8 @@ REFUSAL = ReplyCase(kind="refusal")
 
 SLIDING = replace(DECODE, layout="sliding")
 
+STATES = replace(DECODE, layout="states")
+
 HONEST = [
     Vector(None, "prefill-request", PREFILL, "Token ids go up to be prefilled; accepted."),
     Vector(None, "decode-request", DECODE, "A cache goes up to be decoded from; accepted."),
@@ -43,6 +45,13 @@ HONEST = [
     ),
     Vector(None, "cache-reply", CACHE, "A cache comes back with its receipt; accepted."),
     Vector(None, "cache-reply-sliding", replace(CACHE, layout="sliding"), "The same with a sliding layer; accepted."),
+    Vector(
+        None,
+        "decode-request-states",
+        STATES,
+        "Every rule of rows: fixed states, compressed entries, indexer keys, a layer of nothing; accepted.",
+    ),
+    Vector(None, "cache-reply-states", replace(CACHE, layout="states"), "The same as a reply; accepted."),
     Vector(None, "tokens-reply", TOKENS, "Token frames, an end frame, padding and a receipt; accepted."),
     Vector(
         None,

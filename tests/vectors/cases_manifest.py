@@ -15,6 +15,7 @@ from world import (
     PADDED_TOKENS,
     TOKEN_IDS,
     TRUE_TOKENS,
+    attention,
 )
 
 MODEL = [
@@ -38,8 +39,13 @@ MODEL += [
 ]
 
 
-def _cache(change: Json, *, layout: str = "full", runs: list[Json] | None = None) -> Json:
-    return {"cache": {"layers": [{**run, **change} for run in runs or LAYOUTS[layout]]}}
+def _cache(change: Json) -> Json:
+    return {"cache": {"layers": [{**run, **change} for run in LAYOUTS["full"]]}}
+
+
+def _tensors(keys: Json, values: Json) -> Json:
+    """Change a layer's keys and values."""
+    return {"tensors": [{**form, **change} for form, change in zip(attention("tokens"), (keys, values), strict=True)]}
 
 
 def _counts(true: int, padded: int) -> Json:
@@ -54,11 +60,15 @@ def _slab_with(at: int, token: int) -> bytes:
 
 _CACHE_CHANGES: list[tuple[str, Json, str]] = [
     ("layer-count-differs", {"count": 3}, "Three layers for a model of two."),
-    ("heads-differ", {"key_heads": 2}, "Two key heads for a model of one."),
-    ("dim-differs", {"value_dim": 8}, "Values of 8 columns for a model of 4."),
-    ("dtype-differs", {"dtype": "float16"}, "Half as many bytes an element."),
+    ("heads-differ", _tensors({"before": [2]}, {}), "Two key heads for a model of one."),
+    ("dim-differs", _tensors({}, {"after": [8]}), "Values of 8 columns for a model of 4."),
+    ("dtype-differs", _tensors({"dtype": "float16"}, {"dtype": "float16"}), "Half as many bytes an element."),
     ("window-on-a-full-layer", {"window": 16}, "A window on layers that have none."),
-    ("sliding-for-full", {"kind": "sliding", "window": 16}, "Sliding layers for a model of full ones."),
+    (
+        "sliding-for-full",
+        {"kind": "sliding", "window": 16, "tensors": attention("window")},
+        "Sliding layers for a model of full ones.",
+    ),
 ]
 
 LAYOUT = [
@@ -195,7 +205,7 @@ LAYOUT += [
     Vector(
         15,
         "reply-layout-differs",
-        replace(CACHE, sealed=_cache({"value_dim": 8})),
+        replace(CACHE, sealed=_cache(_tensors({}, {"after": [8]}))),
         "The returned layout is not the model's; the slabs would be cut elsewhere.",
     ),
     Vector(

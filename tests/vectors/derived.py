@@ -116,15 +116,20 @@ def _pad_tokens() -> list[list[int]]:
 
 
 def _schedule() -> list[Json]:
-    wide = {"key_heads": 2, "key_dim": 8, "value_heads": 2, "value_dim": 4, "dtype": "bfloat16"}
+    windows, rows = (
+        [world.tensor("keys", rule, [2], [8], "bfloat16"), world.tensor("values", rule, [2], [4], "bfloat16")]
+        for rule in ("window", "tokens")
+    )
+    long_stride = world.layer("compressed", [*windows[:1], *world.compressor("compressor")[:3]], window=32, stride=128)
     layouts = {
         **LAYOUTS,
-        "all-sliding": [{"count": 2, "kind": "sliding", **wide, "window": 128}],
+        "all-sliding": [world.layer("sliding", windows, window=128, count=2)],
         "mixed": [
-            {"count": 2, "kind": "sliding", **wide, "window": 32},
-            {"count": 1, "kind": "full", **wide, "window": 0},
-            {"count": 1, "kind": "sliding", **wide, "window": 4096},
+            world.layer("sliding", windows, window=32, count=2),
+            world.layer("full", rows),
+            world.layer("sliding", windows, window=4096),
         ],
+        "long-stride": [long_stride, world.layer("linear", world.STATES), long_stride],
     }
     made = []
     for name, runs in layouts.items():

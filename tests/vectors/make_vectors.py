@@ -19,6 +19,7 @@ import cases_chunks
 import cases_form
 import cases_head
 import cases_honest
+import cases_layout
 import cases_manifest
 import cases_recipient
 import cases_reply
@@ -37,6 +38,7 @@ PARTS = (
     cases_chunks,
     cases_manifest,
     cases_reply,
+    cases_layout,
 )
 
 

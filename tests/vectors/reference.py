@@ -9,7 +9,8 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,22 +165,43 @@ def expanded(runs: list[Json]) -> list[Json]:
     return [run for run in runs for _ in range(run["count"])]
 
 
+def held_rows(layer: Json, tensor: Json, tokens: int) -> int:
+    """Return how many rows a tensor has after so many tokens; a fixed state is one row."""
+    window, stride = layer["window"], layer["stride"]
+    rules: dict[str, Callable[[], int]] = {
+        "tokens": lambda: tokens,
+        "window": lambda: min(tokens, window - 1),
+        "entries": lambda: tokens // stride,
+        "remainder": lambda: tokens % stride,
+        "overlap": lambda: stride if tokens >= stride else 0,
+        "fixed": lambda: 1,
+    }
+    return rules[tensor["rows"]]()
+
+
 def slabs(runs: list[Json], padded: int) -> Iterator[tuple[int, str, int, int, int]]:
-    """Yield (layer, part, start, stop, bytes)."""
-    layers = list(enumerate(expanded(runs)))
+    """Yield (layer, tensor, start, stop, bytes)."""
+    tensors = [(i, layer, tensor) for i, layer in enumerate(expanded(runs)) for tensor in layer["tensors"]]
+    found: list[tuple[int, Json, int, int]] = []
     for start in range(0, padded, 512):
-        for index, layer in layers:
-            if layer["kind"] == "full":
-                yield from _pair(index, layer, start, min(start + 512, padded))
-    for index, layer in layers:
-        if layer["kind"] == "sliding":
-            yield from _pair(index, layer, 0, min(layer["window"] - 1, padded))
-
-
-def _pair(index: int, layer: Json, start: int, stop: int) -> Iterator[tuple[int, str, int, int, int]]:
-    for part, name in (("keys", "key"), ("values", "value")):
-        row = layer[f"{name}_heads"] * layer[f"{name}_dim"] * ITEM_BYTES[layer["dtype"]]
-        yield index, part, start, stop, row * (stop - start)
+        stop = min(start + 512, padded)
+        for index, layer, tensor in tensors:
+            if tensor["rows"] == "tokens":
+                found.append((index, tensor, start, stop))
+            if tensor["rows"] == "entries":
+                found.append((index, tensor, start // layer["stride"], stop // layer["stride"]))
+    for index, layer, tensor in tensors:
+        if tensor["rows"] == "window":
+            found.append((index, tensor, 0, min(layer["window"] - 1, padded)))
+    for index, layer, tensor in tensors:
+        if tensor["rows"] == "remainder":
+            found.append((index, tensor, 0, min(layer["stride"] - 1, padded)))
+        if tensor["rows"] in {"overlap", "fixed"}:
+            found.append((index, tensor, 0, held_rows(layer, tensor, padded)))
+    for index, tensor, start, stop in found:
+        if start < stop:
+            row = math.prod(tensor["before"]) * math.prod(tensor["after"]) * ITEM_BYTES[tensor["dtype"]]
+            yield index, tensor["name"], start, stop, row * (stop - start)
 
 
 def token_slab(token_ids: list[int], padded: int) -> bytes:

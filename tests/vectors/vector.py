@@ -29,7 +29,7 @@ ERRORS = {
     16: "replay",
     17: "manifest",
 }
-PER_CHECK = 50
+PER_CHECK = 100
 
 
 @dataclass(frozen=True)
@@ -127,18 +127,18 @@ def context() -> Json:
 
 
 def numbered(vectors: list[Vector]) -> dict[str, Vector]:
-    """Name the vectors: 50 numbers a check, in the order of the list, so that a new last one moves none."""
+    """Name the vectors: 100 numbers a check, in the order of the list, so that a new last one moves none."""
     counts: dict[int, int] = {}
     named: dict[str, Vector] = {}
     for vector in vectors:
         if vector.check is None:
-            named[f"000-honest-{vector.slug}"] = vector
+            named[f"0000-honest-{vector.slug}"] = vector
             continue
         place = counts.get(vector.check, 1 if vector.check == 0 else 0)
         counts[vector.check] = place + 1
         if place >= PER_CHECK:
             raise ValueError(f"check {vector.check} has more than {PER_CHECK} vectors")
-        named[f"{vector.check * PER_CHECK + place:03d}-{vector.slug}"] = vector
+        named[f"{vector.check * PER_CHECK + place:04d}-{vector.slug}"] = vector
     if len(named) != len(vectors):
         raise ValueError("two vectors have one name")
     return named

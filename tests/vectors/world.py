@@ -7,6 +7,7 @@ HPKE draws its own randomness, so a wrap is kept in `wraps.json` and used again.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -56,11 +57,50 @@ REQUEST_NONCE, REPLY_NONCE = secret("request stream nonce"), secret("reply strea
 MODEL = {f"{part}_sha256": ref.sha256(part.encode()).hex() for part in ("weights", "config", "tokenizer")}
 NUMERICS = {"torch": "2.13.0", "device": "cpu", "dtype": "float32", "attention": "sdpa", "threads": 1}
 
-_LAYER = {"key_heads": 1, "key_dim": 4, "value_heads": 1, "value_dim": 4, "dtype": "float32"}
-FULL_RUN: Json = {"count": 2, "kind": "full", **_LAYER, "window": 0}
+
+def tensor(name: str, rows: str, before: list[int], after: list[int], dtype: str = "float32") -> Json:
+    return {"name": name, "dtype": dtype, "rows": rows, "before": before, "after": after}
+
+
+def attention(rows: str) -> list[Json]:
+    """Keys and values of one head and four columns."""
+    return [tensor("keys", rows, [1], [4]), tensor("values", rows, [1], [4])]
+
+
+def layer(kind: str, tensors: list[Json], *, window: int = 0, stride: int = 0, count: int = 1) -> Json:
+    return {"count": count, "kind": kind, "window": window, "stride": stride, "tensors": tensors}
+
+
+def compressor(name: str) -> list[Json]:
+    rules = {
+        "compressed_kv": "entries",
+        "buffer_kv": "remainder",
+        "buffer_gate": "remainder",
+        "overlap_kv": "overlap",
+        "overlap_gate": "overlap",
+    }
+    return [tensor(f"{name}_{part}", rows, [], [4]) for part, rows in rules.items()]
+
+
+FULL_RUN: Json = layer("full", attention("tokens"), count=2)
+STATES = [
+    tensor("conv_states_0", "fixed", [3, 4], [], "bfloat16"),
+    tensor("recurrent_states_0", "fixed", [2, 2, 2], []),
+]
 LAYOUTS: dict[str, list[Json]] = {
     "full": [FULL_RUN],
-    "sliding": [{**FULL_RUN, "count": 1}, {"count": 1, "kind": "sliding", **_LAYER, "window": 16}],
+    "sliding": [{**FULL_RUN, "count": 1}, layer("sliding", attention("window"), window=16)],
+    "states": [
+        layer("linear_full", [*attention("tokens"), *STATES]),
+        layer("empty", []),
+        layer(
+            "compressed_sparse",
+            [tensor("keys", "window", [1], [4]), *compressor("compressor"), *compressor("indexer")],
+            window=16,
+            stride=4,
+        ),
+        layer("indexed", [*attention("tokens"), tensor("indexer_keys", "tokens", [], [4])]),
+    ],
 }
 
 
@@ -132,15 +172,19 @@ KEYSET_DIGEST = ref.digest(KeysetCase().parts()[0])
 def cache_contents(
     layout: str, *, true: int = TRUE_TOKENS, padded: int = PADDED_TOKENS, pad: bytes = bytes(4)
 ) -> bytes:
-    """Return slabs: distinct small numbers by layer, part, row and column; padding rows repeat `pad`."""
+    """Return slabs: small numbers by layer, tensor, row and column; padding rows repeat `pad`."""
+    layers = ref.expanded(LAYOUTS[layout])
     data = bytearray()
-    for layer, part, start, stop, _ in ref.slabs(LAYOUTS[layout], padded):
-        run = ref.expanded(LAYOUTS[layout])[layer]
-        held = true if run["kind"] == "full" else min(true, run["window"] - 1)
-        for row in range(start, stop):
-            for column in range(4):
-                number = layer + (part == "values") / 2 + row * 4 + column / 8
-                data += struct.pack("<f", number) if row < held else pad
+    for index, name, start, stop, _ in ref.slabs(LAYOUTS[layout], padded):
+        place, form = next((i, x) for i, x in enumerate(layers[index]["tensors"]) if x["name"] == name)
+        held = ref.held_rows(layers[index], form, true)
+        outer, inner, item = math.prod(form["before"]), math.prod(form["after"]), ref.ITEM_BYTES[form["dtype"]]
+        for lead in range(outer):
+            for row in range(start, stop):
+                for column in range(inner):
+                    number = index + place / 2 + row * 4 + (lead * inner + column) / 8
+                    # A bfloat16 is the upper half of a float32.
+                    data += (struct.pack("<f", number) if row < held else pad)[4 - item :]
     return bytes(data)
 
 

@@ -105,9 +105,7 @@ def test_range_is_coded_as_it_would_be_alone(name: str) -> None:
     first = CacheSnapshot(
         layout,
         schedule.RANGE_TOKENS,
-        tuple(
-            type(x)(x.keys[:, :, : schedule.RANGE_TOKENS], x.values[:, :, : schedule.RANGE_TOKENS]) for x in long.layers
-        ),
+        tuple({name: part[:, :, : schedule.RANGE_TOKENS] for name, part in layer.items()} for layer in long.layers),
     )
     alone = list(map(bytes, codec.pack(first, codec=name, padded_tokens=schedule.RANGE_TOKENS).slabs()))[:2]
     both = list(map(bytes, codec.pack(long, codec=name, padded_tokens=2 * schedule.RANGE_TOKENS).slabs()))[:2]
@@ -138,7 +136,7 @@ def test_wiped_packed_cache_is_refused_and_zeroed(name: str) -> None:
 @pytest.mark.parametrize("element", [math.nan, math.inf])
 def test_lossy_packing_of_what_is_not_finite_is_refused(name: str, element: float) -> None:
     snapshot = normal(LAYOUT, 70)
-    snapshot.layers[1].values[0, 1, 0, 0] = element
+    snapshot.layers[1]["values"][0, 1, 0, 0] = element
     with pytest.raises(CodecError, match="NaN, infinity"):
         coded(snapshot, name, 128)
 

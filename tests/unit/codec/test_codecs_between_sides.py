@@ -66,7 +66,7 @@ def test_what_is_not_finite_is_refused_by_a_lossy_codec_before_anything_of_it_is
     def broken(*args: Any, **options: Any) -> CacheSnapshot:
         snapshot = real(*args, **options)
         with torch.inference_mode():
-            snapshot.layers[0].keys[0, 0, 0, 0] = torch.nan
+            snapshot.layers[0]["keys"][0, 0, 0, 0] = torch.nan
         return snapshot
 
     monkeypatch.setattr(engine_module, "prefill", broken)

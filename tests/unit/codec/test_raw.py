@@ -15,48 +15,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitinfer import codec, schedule
-from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, LayerTensors, held_rows, restore
+from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, restore
 from splitinfer.errors import CodecError, LayoutMismatchError, ManifestError, TruncatedError, UnknownCodecError
 from splitinfer.handoff import CacheLayout, LayerLayout
 from splitinfer.model.prefill import prefill
+from splitinfer.schedule import held_rows
 from tests.support.cache_models import MODEL_NAMES, chunked, live_cache, tiny_model, tiny_tokens
 from tests.support.cache_recipient import continuation_logits, receive
-
-
-def full(dtype: str = "float32", heads: int = 2) -> LayerLayout:
-    return LayerLayout("full", heads, 3, heads, 5, dtype)
-
-
-def sliding(window: int, dtype: str = "float32") -> LayerLayout:
-    return LayerLayout("sliding", 2, 3, 2, 3, dtype, window)
-
-
-def random_snapshot(layout: CacheLayout, tokens: int, seed: int = 0) -> CacheSnapshot:
-    """Random bits, so that NaN payloads and negative zeros are among them."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def part(layer: LayerLayout, heads: int, dim: int) -> torch.Tensor:
-        dtype = DTYPES[layer.dtype]
-        shape = (1, heads, held_rows(layer, tokens), dim * dtype.itemsize)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).view(dtype)
-
-    layers = (LayerTensors(part(x, x.key_heads, x.key_dim), part(x, x.value_heads, x.value_dim)) for x in layout.layers)
-    return CacheSnapshot(layout, tokens, tuple(layers))
+from tests.support.layouts import (
+    bits,
+    compressed,
+    compressed_sparse,
+    empty,
+    every_kind,
+    full,
+    indexed,
+    lightning,
+    linear,
+    linear_full,
+    linear_sliding,
+    random_snapshot,
+    sliding,
+)
 
 
 def pack_bytes(snapshot: CacheSnapshot, padded_tokens: int) -> bytes:
     return b"".join(map(bytes, codec.pack(snapshot, codec="raw", padded_tokens=padded_tokens).slabs()))
 
 
-def bits(snapshot: CacheSnapshot) -> list[bytes]:
-    tensors = [part for layer in snapshot.layers for part in (layer.keys, layer.values)]
-    return [tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in tensors]
-
-
+dtypes = st.sampled_from(sorted(DTYPES))
 layouts = st.lists(
     st.one_of(
-        st.builds(full, st.sampled_from(sorted(DTYPES)), st.integers(1, 3)),
-        st.builds(sliding, st.integers(2, 700), st.sampled_from(sorted(DTYPES))),
+        st.builds(full, st.tuples(st.integers(1, 3), st.just(3)), dtype=dtypes),
+        st.builds(sliding, st.integers(2, 700), dtype=dtypes),
+        st.builds(indexed, dtypes),
+        st.builds(linear, dtypes),
+        st.builds(linear_full, dtypes),
+        st.builds(linear_sliding, st.integers(2, 700), dtypes),
+        st.builds(compressed, st.integers(2, 700), st.integers(1, 200), dtypes),
+        st.builds(compressed_sparse, st.integers(2, 700), st.integers(1, 200), dtypes),
+        st.builds(lightning, dtypes),
+        st.builds(empty),
     ),
     min_size=1,
     max_size=3,
@@ -79,8 +78,8 @@ def test_round_trip_is_bit_exact_at_any_layout_length_and_padding(
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_slab_is_little_endian_heads_rows_dim_with_zero_rows_at_the_end(dtype: str) -> None:
     keys = torch.arange(2 * 2 * 3).view(1, 2, 2, 3).to(DTYPES[dtype])
-    layout = CacheLayout((LayerLayout("full", 2, 3, 2, 3, dtype),))
-    snapshot = CacheSnapshot(layout, 2, (LayerTensors(keys, keys + 1),))
+    layout = CacheLayout((full((2, 3), (2, 3), dtype),))
+    snapshot = CacheSnapshot(layout, 2, ({"keys": keys, "values": keys + 1},))
     first = bytes(next(codec.pack(snapshot, codec="raw", padded_tokens=3).slabs()))
     wanted = np.array([0, 1, 2, 3, 4, 5, 0, 0, 0, 6, 7, 8, 9, 10, 11, 0, 0, 0])
     if dtype == "bfloat16":
@@ -129,15 +128,16 @@ def last_true_slab(layout: CacheLayout, tokens: int, padded_tokens: int) -> tupl
     """Return the index of the first slab that holds padding, and the byte offset of its first padding row."""
     layer = layout.layers[0]
     for index, spec in enumerate(schedule.slabs(layout, padded_tokens)):
-        rows = held_rows(layer, tokens) - spec.start
+        keys = layer.tensors[0]
+        rows = held_rows(layer, keys, tokens) - spec.start
         if rows < spec.stop - spec.start:
-            return index, max(rows, 0) * layer.key_dim * schedule.item_bytes(layer.dtype)
+            return index, max(rows, 0) * keys.after[0] * schedule.item_bytes(keys.dtype)
     raise AssertionError("no slab holds padding")
 
 
 @pytest.mark.parametrize("tokens", [5, 511, 512, 600])
 @pytest.mark.parametrize("bit", [0x01, 0x80])
-@pytest.mark.parametrize("layer", [full(), sliding(1000), full("bfloat16", 1)])
+@pytest.mark.parametrize("layer", [full(), sliding(1000), full((1, 3), (1, 5), "bfloat16")])
 def test_non_zero_padding_is_refused_and_wiped(tokens: int, bit: int, layer: LayerLayout) -> None:
     layout = CacheLayout((layer,))
     sink = codec.sink(layout, codec="raw", true_tokens=tokens, padded_tokens=tokens + 3)
@@ -156,7 +156,7 @@ def test_non_zero_padding_is_refused_and_wiped(tokens: int, bit: int, layer: Lay
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_negative_zero_as_padding_is_refused(dtype: str) -> None:
-    sink = codec.sink(CacheLayout((full(dtype),)), codec="raw", true_tokens=1, padded_tokens=2)
+    sink = codec.sink(CacheLayout((full(dtype=dtype),)), codec="raw", true_tokens=1, padded_tokens=2)
     for _ in range(2):
         slab = sink.slab()
         slab[:] = bytes(len(slab))
@@ -172,6 +172,44 @@ def test_missing_slab_is_refused_and_wiped() -> None:
     with pytest.raises(TruncatedError):
         sink.finish()
     assert not any(slab)
+
+
+@pytest.mark.parametrize("layer", every_kind()[:-1], ids=lambda layer: layer.kind)
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_slabs_one_too_few_or_too_many_are_refused_and_wiped(layer: LayerLayout, surplus: int) -> None:
+    layout = CacheLayout((layer, empty()))
+    sink = codec.sink(layout, codec="raw", true_tokens=7, padded_tokens=64)
+    slabs = [bytes(slab) for slab in codec.pack(random_snapshot(layout, 7), codec="raw", padded_tokens=64).slabs()]
+    for data in slabs[: len(slabs) + min(surplus, 0)]:
+        slab = sink.slab()
+        slab[:] = data
+    held = list(sink._assembly._parts.values())
+    with pytest.raises(LayoutMismatchError if surplus > 0 else TruncatedError):
+        sink.slab() if surplus > 0 else sink.finish()
+    sink.wipe()
+    assert not any(tensor.view(torch.uint8).any() for tensor in held)
+
+
+def test_cache_of_empty_layers_alone_has_no_slab() -> None:
+    layout = CacheLayout((empty(), empty()))
+    assert pack_bytes(random_snapshot(layout, 7), 64) == b""
+    assert receive(layout, b"", true_tokens=7, padded_tokens=64).layers == ({}, {})
+
+
+@pytest.mark.parametrize("layer", [compressed_sparse(9, 4), compressed(9, 4)], ids=lambda layer: layer.kind)
+def test_non_zero_padding_behind_a_remainder_is_refused(layer: LayerLayout) -> None:
+    layout = CacheLayout((layer,))
+    sink = codec.sink(layout, codec="raw", true_tokens=9, padded_tokens=64)
+    specs = list(schedule.slabs(layout, 64))
+    for spec, data in zip(
+        specs, codec.pack(random_snapshot(layout, 9), codec="raw", padded_tokens=64).slabs(), strict=True
+    ):
+        slab = sink.slab()
+        slab[:] = data
+        if spec.part == "compressor_buffer_gate":
+            slab[-1] ^= 0x80
+    with pytest.raises(LayoutMismatchError, match=r"layer 0, .*padding row"):
+        sink.finish()
 
 
 def test_slab_beyond_the_layout_is_refused() -> None:
@@ -233,7 +271,7 @@ def test_padding_below_the_tokens_is_refused() -> None:
 
 def test_dtype_outside_the_table_is_refused() -> None:
     with pytest.raises(ManifestError, match="float64"):
-        codec.sink(CacheLayout((full("float64"),)), codec="raw", true_tokens=4, padded_tokens=4)
+        codec.sink(CacheLayout((full(dtype="float64"),)), codec="raw", true_tokens=4, padded_tokens=4)
 
 
 @pytest.mark.parametrize("name", ["", "q2", "pickle", "__class__"])

@@ -13,6 +13,7 @@ from splitinfer.handoff import SamplingParams
 from splitinfer.model.decode import Decoder
 from splitinfer.model.prefill import prefill
 from tests.support.cache_models import MODEL_NAMES, VOCABULARY, chunked, live_cache, tiny_model, tiny_tokens
+from tests.support.layouts import bits
 
 PROMPT_TOKENS = 40
 
@@ -143,13 +144,13 @@ def test_an_ended_decoder_stays_ended() -> None:
 def test_closing_leaves_the_snapshot_as_it_was(name: str, taken: int) -> None:
     model = tiny_model(name)
     snapshot = snapshot_of(model)
-    before = [layer.keys.clone() for layer in snapshot.layers]
+    before = bits(snapshot)
     decoder = decoder_of(model, snapshot)
     for _ in range(taken):
         next(decoder)
     decoder.close()
     decoder.close()
-    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(snapshot.layers, before, strict=True))
+    assert bits(snapshot) == before
     assert list(decoder) == []
 
 
@@ -166,7 +167,7 @@ def test_a_cache_that_overflows_is_refused() -> None:
     model = tiny_model("llama")
     snapshot = snapshot_of(model)
     with torch.inference_mode():
-        snapshot.layers[0].values.fill_(float("nan"))
+        snapshot.layers[0]["values"].fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
         next(decoder_of(model, snapshot))
 

@@ -43,7 +43,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def bits(snapshot: CacheSnapshot) -> list[bytes]:
-    tensors = [part for layer in snapshot.layers for part in (layer.keys, layer.values)]
+    tensors = [part for layer in snapshot.layers for part in layer.values()]
     return [tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in tensors]
 
 

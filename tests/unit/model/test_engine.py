@@ -80,13 +80,13 @@ def test_work_is_counted_and_burnt_time_is_not() -> None:
 def test_closing_early_ends_the_answer_and_keeps_the_snapshot() -> None:
     engine = engine_of()
     snapshot = engine.prefill(PROMPT, steps=chunked(len(PROMPT) - 1))
-    keys = snapshot.layers[0].keys.clone()
+    keys = snapshot.layers[0]["keys"].clone()
     decoding = engine.decode(snapshot, last_token=PROMPT[-1], params=SamplingParams())
     next(decoding)
     decoding.close()
     assert list(decoding) == []
     assert decoding.finish_reason is None
-    assert torch.equal(snapshot.layers[0].keys, keys)
+    assert torch.equal(snapshot.layers[0]["keys"], keys)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])

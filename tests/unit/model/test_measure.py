@@ -54,7 +54,7 @@ def test_a_destroyed_cache_is_found_out(loaded: LoadedModel) -> None:
     def zeroed(snapshot: CacheSnapshot) -> CacheSnapshot:
         moved = codec.move(snapshot, codec="raw")
         for layer in moved.layers:
-            layer.values.zero_()
+            layer["values"].zero_()
         return moved
 
     scored = windows(loaded, TEXTS, context_tokens=70, scored_tokens=8, limit=3)

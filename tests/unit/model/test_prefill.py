@@ -10,11 +10,11 @@ from splitinfer.errors import EmptyPromptError, LayoutMismatchError, PromptError
 from splitinfer.model.prefill import BURN_STEP_TOKENS, burn, prefill
 from tests.support.cache_models import MODEL_NAMES, VOCABULARY, chunked, live_cache, tiny_model, tiny_tokens
 from tests.support.cache_recipient import continuation_logits
+from tests.support.layouts import bits
 
 
 def is_equal(ours: CacheSnapshot, theirs: CacheSnapshot) -> bool:
-    pairs = zip(ours.layers, theirs.layers, strict=True)
-    return all(torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) for a, b in pairs)
+    return bits(ours) == bits(theirs)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

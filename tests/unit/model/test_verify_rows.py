@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from splitinfer.cache.snapshot import CacheSnapshot, LayerTensors
+from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.errors import LayoutMismatchError, UnsupportedCacheError, UsageError, VerificationError
 from splitinfer.model.engine import Engine
 from splitinfer.model.verify_rows import verify_rows
@@ -25,12 +25,12 @@ def received(engine: Engine, tokens: int = TOKENS, chunk: int = 7) -> CacheSnaps
 
 def changed(snapshot: CacheSnapshot, *, layer: int, part: str, row: int, factor: float) -> CacheSnapshot:
     """Scale one element of one row of one layer."""
-    tensors = {"keys": snapshot.layers[layer].keys.clone(), "values": snapshot.layers[layer].values.clone()}
+    tensors = {name: tensor.clone() for name, tensor in snapshot.layers[layer].items()}
     largest = tensors[part][0, :, row].abs().flatten().argmax()
     heads, dim = divmod(int(largest), tensors[part].shape[3])
     tensors[part][0, heads, row, dim] *= factor
     layers = list(snapshot.layers)
-    layers[layer] = LayerTensors(**tensors)
+    layers[layer] = tensors
     return dataclasses.replace(snapshot, layers=tuple(layers))
 
 
@@ -80,6 +80,11 @@ def test_cache_longer_than_a_window_cannot_be_checked_and_is_refused(name: str) 
     engine = engine_of(name)
     with pytest.raises(UnsupportedCacheError, match="earlier rows are gone"):
         verify_rows(engine, tiny_tokens(40), received(engine, 40), rows=[20], tolerance=TOLERANCE)
+
+
+def test_no_rows_ask_nothing_of_a_cache_that_cannot_be_checked() -> None:
+    engine = engine_of("mistral")
+    verify_rows(engine, tiny_tokens(40), received(engine, 40), rows=[], tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("row", [-1, TOKENS])

@@ -57,5 +57,5 @@ def _codes(error: type[SplitInferError]) -> set[str]:
 
 def test_every_member_of_a_request_head_was_flipped() -> None:
     members = {*RequestHead.model_fields, *PublicManifest.model_fields} - {"manifest"}
-    names = {vector.name[4:] for vector in all_vectors()}
+    names = {vector.name[5:] for vector in all_vectors()}
     assert {f"flipped-{member.replace('_', '-')}" for member in members} <= names

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitinfer.errors import LayoutMismatchError, ManifestError, ModelMismatchError, ReplayError
-from splitinfer.handoff import CacheLayout, SamplingParams
+from splitinfer.handoff import CacheLayout, LayerKind, LayerLayout, SamplingParams
 from splitinfer.receive.expectations import check_request, check_response
 from splitinfer.schedule import pad_tokens
 from splitinfer.sealing.encoding import canonical
 from splitinfer.sealing.manifest import CacheWire, ModelWire, RequestManifest, SamplingWire, SessionWire, TokensWire
 from splitinfer.sealing.wire import parse_wire
 from tests.support.device_cloud import EXPECTED, LAYOUT, MODEL, request_manifest, response_manifest
+from tests.support.layouts import every_kind, full
 
 OTHER_MODELS = [
     replace(MODEL, weights_sha256="0" * 64),
@@ -26,8 +27,46 @@ OTHER_LAYOUTS = [
     CacheLayout(LAYOUT.layers[:-1]),
     CacheLayout((*LAYOUT.layers, LAYOUT.layers[0])),
     CacheLayout(tuple(reversed(LAYOUT.layers[:2])) + LAYOUT.layers[2:]),
-    CacheLayout((replace(LAYOUT.layers[0], dtype="float16"), *LAYOUT.layers[1:])),
-    CacheLayout((replace(LAYOUT.layers[0], key_dim=9), *LAYOUT.layers[1:])),
+    CacheLayout((full((2, 8), (2, 4), "float16"), *LAYOUT.layers[1:])),
+    CacheLayout((full((2, 9), (2, 4)), *LAYOUT.layers[1:])),
+]
+
+STATES = CacheLayout(every_kind())
+KINDS = {layer.kind: place for place, layer in enumerate(STATES.layers)}
+
+
+def other_states(kind: LayerKind, /, **changes: object) -> CacheLayout:
+    """Change one layer of `STATES`."""
+    place = KINDS[kind]
+    changed: LayerLayout = replace(STATES.layers[place], **changes)  # type: ignore[arg-type]
+    return CacheLayout((*STATES.layers[:place], changed, *STATES.layers[place + 1 :]))
+
+
+def other_tensor(kind: LayerKind, place: int, /, **changes: object) -> CacheLayout:
+    """Change one tensor of one layer of `STATES`."""
+    tensors = list(STATES.layers[KINDS[kind]].tensors)
+    tensors[place] = replace(tensors[place], **changes)  # type: ignore[arg-type]
+    return other_states(kind, tensors=tuple(tensors))
+
+
+OTHER_STATES = [
+    other_states("linear", tensors=STATES.layers[KINDS["linear"]].tensors[:1]),
+    other_states("linear", tensors=STATES.layers[KINDS["linear"]].tensors * 2),
+    other_states("linear", tensors=STATES.layers[KINDS["linear"]].tensors[::-1]),
+    other_states("linear", kind="linear_full"),
+    other_states("empty", tensors=STATES.layers[KINDS["lightning"]].tensors),
+    other_states("empty", kind="full"),
+    other_states("compressed", stride=8),
+    other_states("compressed_sparse", window=10),
+    other_tensor("linear", 1, before=(2, 15)),
+    other_tensor("linear", 1, before=(30,)),
+    other_tensor("linear", 1, dtype="bfloat16"),
+    other_tensor("linear", 1, name="recurrent_states_1"),
+    other_tensor("linear", 1, rows="tokens"),
+    other_tensor("lightning", 0, before=(2, 9)),
+    other_tensor("indexed", 2, before=(1,)),
+    other_tensor("indexed", 2, after=(5,)),
+    other_tensor("compressed", 1, rows="remainder"),
 ]
 
 
@@ -50,6 +89,14 @@ def test_a_request_for_another_model_is_refused_with_both_digests(model: object)
 def test_a_request_of_another_layout_is_refused(layout: CacheLayout) -> None:
     with pytest.raises(LayoutMismatchError):
         check_request(request_manifest("decode", cache=CacheWire.of(layout)), EXPECTED)
+
+
+@pytest.mark.parametrize("layout", OTHER_STATES)
+def test_a_request_of_other_states_is_refused(layout: CacheLayout) -> None:
+    expected = replace(EXPECTED, layout=STATES)
+    check_request(request_manifest("decode", cache=CacheWire.of(STATES)), expected)
+    with pytest.raises(LayoutMismatchError):
+        check_request(request_manifest("decode", cache=CacheWire.of(layout)), expected)
 
 
 def test_a_layout_of_millions_of_layers_is_refused_without_being_built() -> None:

@@ -3,13 +3,23 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitinfer.errors import ManifestError, UsageError
-from splitinfer.handoff import CacheLayout, LayerLayout, Numerics, SamplingParams
+from splitinfer.handoff import (
+    CacheLayout,
+    LayerKind,
+    LayerLayout,
+    Numerics,
+    RowRule,
+    SamplingParams,
+    TensorLayout,
+    TensorName,
+)
 from splitinfer.schedule import slabs
 from splitinfer.sealing.encoding import canonical
 from splitinfer.sealing.manifest import (
@@ -26,15 +36,21 @@ from splitinfer.sealing.stream import CHUNK_BYTES
 from splitinfer.sealing.wire import parse_wire
 from tests.support.device_cloud import LAYOUT, request_manifest, response_manifest
 
+dims = st.lists(st.integers(1, 65536), max_size=4).map(tuple)
+tensors = st.builds(
+    TensorLayout,
+    name=st.sampled_from(get_args(TensorName)),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+    rows=st.sampled_from(get_args(RowRule)),
+    before=dims,
+    after=dims,
+)
 layers = st.builds(
     LayerLayout,
-    kind=st.sampled_from(["full", "sliding"]),
-    key_heads=st.integers(1, 64),
-    key_dim=st.integers(1, 512),
-    value_heads=st.integers(1, 64),
-    value_dim=st.integers(1, 512),
-    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+    kind=st.sampled_from(get_args(LayerKind)),
+    tensors=st.lists(tensors, max_size=16).map(tuple),
     window=st.integers(0, 8192),
+    stride=st.integers(0, 8192),
 )
 layouts = st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=40).flatmap(
     lambda order: st.tuples(layers, layers, layers).map(lambda kinds: CacheLayout(tuple(kinds[i] for i in order)))
@@ -144,6 +160,41 @@ def test_an_unknown_field_is_refused_at_every_depth() -> None:
         inner["extra"] = 1
         with pytest.raises(ManifestError, match="extra"):
             parse_wire(RequestManifest, _canonical(changed), what="sealed manifest")
+
+
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [
+        ("layer", {"kind": "rwkv"}),
+        ("layer", {"kind": "__class__"}),
+        ("layer", {"stride": -1}),
+        ("layer", {"count": 0}),
+        ("tensor", {"name": "__class__"}),
+        ("tensor", {"name": "conv_states_4"}),
+        ("tensor", {"rows": "all"}),
+        ("tensor", {"dtype": "float64"}),
+        ("tensor", {"dtype": "int8"}),
+        ("tensor", {"before": [0]}),
+        ("tensor", {"before": [2**16 + 1]}),
+        ("tensor", {"before": [1, 1, 1, 1, 1]}),
+        ("tensor", {"after": [True]}),
+        ("tensor", {"extra": 1}),
+    ],
+    ids=str,
+)
+def test_a_layout_outside_the_closed_tables_is_refused(place: str, changes: dict[str, object]) -> None:
+    fields = request_manifest("decode").model_dump(mode="json")
+    layer = fields["cache"]["layers"][0]
+    (layer if place == "layer" else layer["tensors"][0]).update(changes)
+    with pytest.raises(ManifestError, match="cache"):
+        parse_wire(RequestManifest, _canonical(fields), what="sealed manifest")
+
+
+def test_a_layer_of_more_tensors_than_any_kind_has_is_refused() -> None:
+    fields = request_manifest("decode").model_dump(mode="json")
+    fields["cache"]["layers"][0]["tensors"] *= 9
+    with pytest.raises(ManifestError, match="tensors"):
+        parse_wire(RequestManifest, _canonical(fields), what="sealed manifest")
 
 
 def test_a_wrong_value_does_not_stand_in_the_error() -> None:
