@@ -17,7 +17,8 @@ from splitinfer.store import CacheStore, Facts, PublicPrefix, Stored
 
 __all__ = ["Shelf"]
 
-_EXACT = "raw"
+# Whatever the transfer's codec: what it lost is not lost twice, and the length follows from the layout.
+_CODEC = "raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Shelf:
 
     def keep(self, snapshot: CacheSnapshot, facts: Facts) -> None:
         """Store a cache that was verified, as it was received; raises StoreError."""
-        packed = codec.pack(snapshot, codec=self._codec, padded_tokens=self._padded_tokens)
+        packed = codec.pack(snapshot, codec=_CODEC, padded_tokens=self._padded_tokens)
         self.store.put(self.prefix, packed, facts)
 
     def forget(self) -> None:
@@ -46,18 +47,13 @@ class Shelf:
             self.store.forget(self.prefix)
 
     @property
-    def _codec(self) -> str:
-        """Return the transfer's codec, or `raw` in place of one that would lose something a second time."""
-        return self.prefix.codec if codec.CODECS[self.prefix.codec].is_exact else _EXACT
-
-    @property
     def _padded_tokens(self) -> int:
         return schedule.pad_tokens(len(self.prefix.token_ids))
 
     def _sink(self) -> Sink[CacheSnapshot]:
         return codec.sink(
             self.prefix.layout,
-            codec=self._codec,
+            codec=_CODEC,
             true_tokens=len(self.prefix.token_ids),
             padded_tokens=self._padded_tokens,
         )

@@ -156,6 +156,15 @@ def test_another_session_finds_what_one_stored(pair: Paired, tiny: Engine, cloud
     assert second.token_ids == pair.run("local", SECOND, tiny, max_new_tokens=6).token_ids
 
 
+@pytest.mark.parametrize("name", ["lossless", "q8"])
+def test_what_came_in_another_codec_is_found_again(name: str, pair: Paired, tiny: Engine, cloud: CountingCloud) -> None:
+    policy = keeping(transfer={"codec": name})
+    first, second = (run(pair, FIRST, tiny, cloud, policy) for _ in range(2))
+    assert (first.is_reused, second.is_reused) == (False, True)
+    assert second.token_ids == first.token_ids
+    assert second.exact == first.exact == (name == "lossless")
+
+
 def test_a_policy_without_a_store_keeps_and_finds_nothing(pair: Paired, tiny: Engine, cloud: CountingCloud) -> None:
     run(pair, FIRST, tiny, cloud, policy_of("public-prefix"))
     assert not store_of(pair).exists()
