@@ -13,71 +13,37 @@ Nothing reaches the cloud but through `egress.gate`, and nothing from it is used
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from splitinfer import codec, schedule
 from splitinfer.answer import Answer, EgressSummary
-from splitinfer.attestation.appraise import SeenKeysets
-from splitinfer.cache.snapshot import CacheSnapshot, require_rows, wipe
-from splitinfer.egress.gate import Gate, Intent, Outcome, Status
+from splitinfer.cache.snapshot import CacheSnapshot, wipe
+from splitinfer.device import Device
+from splitinfer.egress.gate import Intent, Outcome, Status
 from splitinfer.errors import (
     EgressDeniedError,
     RemoteRefusedError,
     SplitInferError,
-    StoreError,
     TransportError,
-    UnsupportedCacheError,
     UsageError,
-    VerificationError,
 )
 from splitinfer.exchange import Ask, Common, Exchange, decode_ask, prefill_ask
-from splitinfer.handoff import Label, SamplingParams, Segment, Transport, VerifiedRecipient
-from splitinfer.model.engine import Engine
-from splitinfer.model.verify_rows import verify_rows
+from splitinfer.handoff import Label, SamplingParams, Segment
 from splitinfer.placement import Plan, Step, place
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply
-from splitinfer.reuse import Shelf
+from splitinfer.reuse import Shelf, shelf_for
+from splitinfer.row_check import RowCheck
 from splitinfer.sealing.frames import FrameKind
 from splitinfer.sealing.manifest import ModelWire, NumericsWire
-from splitinfer.store import CacheStore, Facts, public_prefix
 from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
 
-__all__ = ["Device", "Flow"]
+__all__ = ["Flow"]
 
 CLEAR_FIELDS = ("version", "suite", "transfer_id", "keyset_digest", "sender_id", "chunk_bytes", "expires_at")
-ROW_TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What a session lends to every run. `transport` is None where the mode has no other side.
-
-    `store` is None where no cache is kept: in every mode but `public-prefix`, or where policy or caller say so.
-    """
-
-    policy: Policy
-    engine: Engine
-    gate: Gate
-    pinned_sha256: str
-    transport: Transport | None
-    key: Ed25519PrivateKey = field(repr=False)
-    seen: SeenKeysets
-    clock: Callable[[], float]
-    randomness: Callable[[int], bytes] = field(repr=False)
-    session_id: str
-    on_prefill: Callable[[int, int], None] | None = None
-    store: CacheStore | None = None
-
-    def prefill_progress(self, total: int) -> Callable[[int], None] | None:
-        """Return what the engine calls with the number of prompt tokens done so far."""
-        report = self.on_prefill
-        return None if report is None else lambda done: report(done, total)
 
 
 @dataclass(slots=True)
@@ -97,7 +63,7 @@ class _Progress:
     notes: list[str] = field(default_factory=list)
     egress: EgressSummary = field(default_factory=EgressSummary)
     exchange: Exchange | None = None
-    recipient: VerifiedRecipient | None = None
+    generation: int = 0
 
     def saw_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -170,25 +136,35 @@ class Flow:
     def _cloud_prefill(self) -> Iterator[str]:
         """`public-prefix` and `sealed-prefill`: tokens up, cache down, the rest here."""
         plan = self._plan
-        self._require_verifiable(plan.prefix_tokens)
-        shelf = self._shelf()
-        snapshot = self._stored(shelf) if shelf else None
-        if snapshot is None:
-            snapshot = self._prefilled_by_cloud(shelf)
+        rows = RowCheck(self._device, self._prompt.token_ids)
+        rows.require_possible(plan.prefix_tokens)
+        shelf = shelf_for(self._device, self._prompt, plan, notes=self._progress.notes)
+        stored = shelf.find(rows) if shelf else None
+        if stored is None:
+            snapshot = self._prefilled_by_cloud(rows, shelf)
+        else:
+            snapshot = stored.cache
+            self._progress.is_exact, self._progress.is_reused = stored.facts.is_exact, True
         if plan.device_steps:
             snapshot = self._prefill(plan.device_steps, onto=snapshot)
         yield from self._decode_here(snapshot)
 
-    def _prefilled_by_cloud(self, shelf: Shelf | None) -> CacheSnapshot:
+    def _prefilled_by_cloud(self, rows: RowCheck, shelf: Shelf | None) -> CacheSnapshot:
         """Ask the cloud; what was received and verified is stored, where there is a shelf for it."""
         plan = self._plan
         ask = prefill_ask(self._common(), self._prompt.token_ids[: plan.prefix_tokens], plan.cloud_steps)
         with self._permitted(ask) as exchange:
             reply = self._send(exchange, ask)
             snapshot = self._receive(exchange, reply, ask)
-            self._verify_rows(snapshot)
+            rows.check(snapshot)
         if shelf:
-            self._store(shelf, snapshot, self._facts(reply, verified_rows=self._rows_wanted(snapshot)))
+            shelf.keep(
+                snapshot,
+                reply,
+                generation=self._progress.generation,
+                verified_rows=rows.wanted(snapshot),
+                is_exact=self._progress.is_exact,
+            )
         return snapshot
 
     def _sealed_decode(self) -> Iterator[str]:
@@ -268,7 +244,7 @@ class Flow:
 
     def _send(self, exchange: Exchange, ask: Ask) -> OpenedReply:
         recipient = exchange.appraise(pinned_sha256=self._device.pinned_sha256, seen=self._device.seen)
-        self._progress.recipient = recipient
+        self._progress.generation = recipient.generation
         reply = exchange.send(ask, recipient)
         theirs = reply.manifest.numerics
         same = theirs is not None and theirs.numerics() == self._engine.numerics
@@ -285,102 +261,6 @@ class Flow:
             coded_bytes=reply.manifest.coded_bytes,
         )
         return exchange.receive_cache(reply, sink)
-
-    def _require_verifiable(self, prefix_tokens: int) -> None:
-        """Refuse before anything is sent where the cache will not hold what is needed to recompute its rows."""
-        if not self._device.policy.transfer.verify_rows:
-            return
-        try:
-            require_rows(self._engine.layout, prefix_tokens)
-        except UnsupportedCacheError as error:
-            raise UnsupportedCacheError(
-                f"verify_rows cannot recompute rows of {prefix_tokens} public tokens: {error}; "
-                "write verify_rows = 0 in the policy for this model"
-            ) from None
-
-    def _verify_rows(self, snapshot: CacheSnapshot) -> None:
-        """Recompute as many random rows of a received cache as the policy asks for."""
-        count = self._rows_wanted(snapshot)
-        rows: set[int] = set()
-        while len(rows) < count:
-            rows.add(int.from_bytes(self._device.randomness(8), "big") % snapshot.true_tokens)
-        tolerance = ROW_TOLERANCES[self._engine.numerics.dtype]
-        try:
-            verify_rows(self._engine, self._prompt.token_ids, snapshot, rows=sorted(rows), tolerance=tolerance)
-        except SplitInferError:
-            wipe(snapshot)
-            raise
-
-    def _rows_wanted(self, snapshot: CacheSnapshot) -> int:
-        return min(self._device.policy.transfer.verify_rows, snapshot.true_tokens)
-
-    def _shelf(self) -> Shelf | None:
-        """Return the place of this run's public prefix in the store, or None where nothing is kept."""
-        store, engine, plan = self._device.store, self._engine, self._plan
-        if store is None or plan.mode is not TrustMode.PUBLIC_PREFIX:
-            return None
-        prefix = public_prefix(
-            self._prompt,
-            steps=plan.cloud_steps,
-            model=engine.identity,
-            numerics=engine.numerics,
-            layout=engine.layout,
-            codec=self._device.policy.transfer.codec,
-            recipient_identity_sha256=self._device.pinned_sha256,
-        )
-        return Shelf(store, prefix)
-
-    def _stored(self, shelf: Shelf) -> CacheSnapshot | None:
-        """Use the cache of an earlier transfer again: a record in the log, and nothing moves."""
-        seen, pinned = self._device.seen, self._device.pinned_sha256
-        stored = shelf.find(lowest_generation=seen.highest_generation(pinned))
-        if stored is None:
-            return None
-        facts, rows = stored.facts, self._rows_wanted(stored.cache)
-        if facts.verified_rows < rows:
-            try:
-                self._verify_rows(stored.cache)
-            except VerificationError as error:
-                self._log_reuse(facts, code=error.code)
-                shelf.forget()
-                raise
-            self._store(shelf, stored.cache, facts.model_copy(update={"verified_rows": rows}))
-        self._log_reuse(facts)
-        self._progress.is_exact, self._progress.is_reused = facts.is_exact, True
-        return stored.cache
-
-    def _store(self, shelf: Shelf, snapshot: CacheSnapshot, facts: Facts) -> None:
-        """Keep a verified cache; a run does not fail because its disk is full."""
-        try:
-            shelf.keep(snapshot, facts)
-        except StoreError as error:
-            self._progress.notes.append(f"the public text's cache was not stored: {error}")
-
-    def _facts(self, reply: OpenedReply, *, verified_rows: int) -> Facts:
-        recipient = self._progress.recipient
-        return Facts(
-            model=ModelWire.of(self._engine.identity),
-            tokens=self._plan.prefix_tokens,
-            recipient=self._device.pinned_sha256,
-            generation=recipient.generation if recipient else 0,
-            transfer_id=reply.sent.keys.transfer_id.hex(),
-            received_root=reply.reader.root().hex(),
-            verified_rows=verified_rows,
-            is_exact=self._progress.is_exact,
-            stored_at=int(self._device.clock()),
-        )
-
-    def _log_reuse(self, facts: Facts, *, code: str = "") -> None:
-        policy = self._device.policy
-        self._device.gate.reuse(
-            mode=policy.mode.value,
-            policy_sha256=policy.digest,
-            recipient=facts.recipient,
-            tokens_bucket=schedule.pad_tokens(facts.tokens),
-            transfer_id=facts.transfer_id,
-            received_root=facts.received_root,
-            code=code,
-        )
 
     def _intent(self, ask: Ask) -> Intent:
         policy = self._device.policy

@@ -1,6 +1,7 @@
 """A session on the device: policy, model and audit log wired together, prompts in, answers out.
 
-Read this file first, then `flow.py`, which is one run step by step, then `cloud.py`, its twin on the other side.
+Read this file first, then `flow.py`, which is one run step by step, then its twin on the other side,
+`cloud/service.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from types import TracebackType
 from typing import Self
 
 from splitinfer.answer import Answer
+from splitinfer.device import Device
 from splitinfer.egress.gate import Gate
 from splitinfer.egress.log import AuditLog
 from splitinfer.errors import ModelMismatchError, UsageError
-from splitinfer.flow import Device, Flow
+from splitinfer.flow import Flow
 from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log, receipt_keeper

@@ -1,0 +1,43 @@
+"""What a session on the device lends to every run: policy, model, gate, keys, store, transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from splitinfer.attestation.appraise import SeenKeysets
+from splitinfer.egress.gate import Gate
+from splitinfer.handoff import Transport
+from splitinfer.model.engine import Engine
+from splitinfer.store import CacheStore
+from trust_models.policy import Policy
+
+__all__ = ["Device"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a session lends to every run. `transport` is None where the mode has no other side.
+
+    `store` is None where no cache is kept: in every mode but `public-prefix`, or where policy or caller say so.
+    """
+
+    policy: Policy
+    engine: Engine
+    gate: Gate
+    pinned_sha256: str
+    transport: Transport | None
+    key: Ed25519PrivateKey = field(repr=False)
+    seen: SeenKeysets
+    clock: Callable[[], float]
+    randomness: Callable[[int], bytes] = field(repr=False)
+    session_id: str
+    on_prefill: Callable[[int, int], None] | None = None
+    store: CacheStore | None = None
+
+    def prefill_progress(self, total: int) -> Callable[[int], None] | None:
+        """Return what the engine calls with the number of prompt tokens done so far."""
+        report = self.on_prefill
+        return None if report is None else lambda done: report(done, total)
