@@ -33,8 +33,8 @@ check: $(STAMP)  ## ruff, mypy strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## sealing and opening against raw AES-GCM in the same run
-	$(BIN)/python benchmarks/sealing.py
+bench: $(STAMP)  ## every benchmark, at most 15 minutes on 2 cores; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/all.py
 
 bench-model: $(STAMP)  ## exact match of the embedded model by context length and question kind, into its model card
 	$(BIN)/python benchmarks/embedded_model.py --write

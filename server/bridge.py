@@ -20,7 +20,8 @@ from splitinfer.handoff import Cloud, CloudReply, Route
 __all__ = ["Ended", "Event", "Head", "Inbound", "Outbound", "start_call"]
 
 _QUEUED_PIECES = 8
-_PIECE_BYTES = 1 << 20
+# A sealed chunk of the largest size, whole: its tag alone would be a piece of its own.
+_PIECE_BYTES = (1 << 20) + 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def _hand_over(reply: CloudReply, outbound: Outbound) -> None:
     left_bytes = reply.body_bytes
     is_begun = False
     for piece in reply.body:
-        data = bytes(piece)  # the cloud reuses the piece's memory
+        data = memoryview(piece).cast("B")
         left_bytes -= len(data)
         if left_bytes < 0:
             break
@@ -165,7 +166,7 @@ def _hand_over(reply: CloudReply, outbound: Outbound) -> None:
             outbound.put(Head(reply.body_bytes))
             is_begun = True
         for start in range(0, len(data), _PIECE_BYTES):
-            outbound.put(data[start : start + _PIECE_BYTES])
+            outbound.put(bytes(data[start : start + _PIECE_BYTES]))  # the cloud reuses the piece's memory
     if left_bytes:
         raise RuntimeError("the reply differs from its declared length")
     if not is_begun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import reference as ref
 import world
 from vector import Vector
 from world import (
@@ -21,6 +22,14 @@ REFUSAL = ReplyCase(kind="refusal")
 SLIDING = replace(DECODE, layout="sliding")
 
 STATES = replace(DECODE, layout="states")
+
+
+def lossless(slabs: list[bytes], coded_bytes: int | None = None) -> ReplyCase:
+    """Return a cache reply in codec `lossless` of these slabs, each behind its length."""
+    data = b"".join(slabs)
+    coded = ref.padme(len(data)) if coded_bytes is None else coded_bytes
+    return replace(CACHE, codec="lossless", sealed={"coded_bytes": coded}, contents=data.ljust(coded, b"\x00"))
+
 
 HONEST = [
     Vector(None, "prefill-request", PREFILL, "Token ids go up to be prefilled; accepted."),
@@ -52,6 +61,12 @@ HONEST = [
         "Every rule of rows: fixed states, compressed entries, indexer keys, a layer of nothing; accepted.",
     ),
     Vector(None, "cache-reply-states", replace(CACHE, layout="states"), "The same as a reply; accepted."),
+    Vector(
+        None,
+        "cache-reply-lossless",
+        lossless(world.lossless_slabs("full")),
+        "The same cache compressed without loss, padded to its size class; accepted.",
+    ),
     Vector(None, "tokens-reply", TOKENS, "Token frames, an end frame, padding and a receipt; accepted."),
     Vector(
         None,
