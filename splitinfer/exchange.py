@@ -1,6 +1,8 @@
 """One sealed exchange with the cloud, under one permit: keyset, request, reply, receipt; on the device.
 
 permit -> appraised recipient -> sealed request -> released -> transport -> opened reply -> checked receipt
+
+What happens after a lost connection is `resume`'s; here it is one reply.
 """
 
 from __future__ import annotations
@@ -14,11 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from splitinfer import schedule
 from splitinfer.attestation.appraise import SeenKeysets, appraise
 from splitinfer.attestation.sender import sender_id
-from splitinfer.egress.gate import CallRecord, Permit
+from splitinfer.egress.gate import Permit
 from splitinfer.egress.receipts import check_receipt, check_signature
 from splitinfer.errors import (
     LayoutMismatchError,
-    LimitExceededError,
     ManifestError,
     RecipientMismatchError,
     TransportError,
@@ -28,7 +29,6 @@ from splitinfer.errors import (
 from splitinfer.handoff import (
     CacheSink,
     PackedCache,
-    Reply,
     Route,
     SamplingParams,
     Transport,
@@ -38,6 +38,7 @@ from splitinfer.placement import Step
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.receive.tokens import TOKEN_BYTES, token_slab
+from splitinfer.resume import LastingReply, Sent, read_all
 from splitinfer.sealing.frames import Frame, frame_count
 from splitinfer.sealing.manifest import (
     CacheWire,
@@ -67,6 +68,7 @@ class Ask:
 
     route: Route
     manifest: RequestManifest = field(repr=False)
+    # Iterated again for a resend, and must yield the same bytes then.
     pieces: Iterable[memoryview | bytes] = field(repr=False)
     following_bytes: int
     chunk_bytes: int
@@ -115,7 +117,17 @@ def decode_ask(
         sampling=SamplingWire.of(params),
     )
     total = packed.size_bytes
-    return Ask(Route.DECODE, manifest, packed.slabs(), total, schedule.cache_chunk_bytes(total))
+    return Ask(Route.DECODE, manifest, _Slabs(packed), total, schedule.cache_chunk_bytes(total))
+
+
+@dataclass(frozen=True, slots=True)
+class _Slabs:
+    """A cache's slabs, from the first one on whenever they are iterated."""
+
+    packed: PackedCache = field(repr=False)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self.packed.slabs()
 
 
 def _manifest(
@@ -161,11 +173,13 @@ class Exchange:
         expected: Expectations,
         clock: Callable[[], float],
         randomness: Callable[[int], bytes],
+        resume_attempts: int = 0,
     ) -> None:
         self._permit, self._transport, self._device_key = permit, transport, device_key
         self._expected, self._clock, self._randomness = expected, clock, randomness
-        self._raw: Reply | None = None
-        self._call: CallRecord | None = None
+        self._resume_attempts = resume_attempts
+        self._appraise: Callable[[], VerifiedRecipient] | None = None
+        self._raw: LastingReply | None = None
         self._recipient: VerifiedRecipient | None = None
         self._max_new_tokens = 0
         self.reply: OpenedReply | None = None
@@ -174,17 +188,33 @@ class Exchange:
     @property
     def has_sent(self) -> bool:
         """Tell whether any byte of a sealed body left."""
-        return self._call is not None and self._call.bytes_sent > 0
+        return self._permit.bytes_sent > 0
 
     @property
     def was_refused(self) -> bool:
         """Tell whether the cloud answered with a sealed refusal."""
-        return self.reply is not None and self.reply.was_refused
+        was_refused_before = self._raw is not None and self._raw.was_refused
+        return was_refused_before or (self.reply is not None and self.reply.was_refused)
+
+    @property
+    def transfer_id(self) -> str:
+        """Return the id of the transfer, empty before it was sealed."""
+        return self._raw.call.transfer_id if self._raw is not None and self._raw.call is not None else ""
+
+    @property
+    def received_root(self) -> str:
+        """Return the ciphertext root of what was verified of the reply, empty before it was opened."""
+        return self.reply.reader.root().hex() if self.reply is not None else ""
 
     def appraise(self, *, pinned_sha256: str, seen: SeenKeysets) -> VerifiedRecipient:
-        """Fetch the keyset through the gate and appraise it."""
-        data = read_keyset(self._transport, self._permit)
-        return appraise(data, pinned_sha256=pinned_sha256, now=int(self._clock()), seen=seen)
+        """Fetch the keyset through the gate and appraise it; done again, for a fresh nonce, before a resume."""
+
+        def fetch() -> VerifiedRecipient:
+            data = read_keyset(self._transport, self._permit)
+            return appraise(data, pinned_sha256=pinned_sha256, now=int(self._clock()), seen=seen)
+
+        self._appraise = fetch
+        return fetch()
 
     def send(self, ask: Ask, recipient: VerifiedRecipient) -> OpenedReply:
         """Seal, release and send the ask; return the reply once its manifest is authentic.
@@ -195,32 +225,25 @@ class Exchange:
             raise RecipientMismatchError(f"the recipient's certificate does not allow it to {ask.manifest.kind}")
         manifest = ask.manifest.model_copy(update={"log_checkpoint": self._permit.checkpoint_commitment})
         key = self._device_key
+        own_id = sender_id(recipient.keyset_digest, key.public_key().public_bytes_raw())
         body, keys = seal_request(
             ask.pieces,
             sealed_manifest=manifest.to_bytes(),
             following_bytes=ask.following_bytes,
             chunk_bytes=ask.chunk_bytes,
             recipient=recipient,
-            sender_id=sender_id(recipient.keyset_digest, key.public_key().public_bytes_raw()),
+            sender_id=own_id,
             signer=signer(key),
             now=int(self._clock()),
             randomness=self._randomness,
         )
-        released, call = self._permit.release(
-            ask.route,
-            body=body,
-            body_bytes=body.body_bytes,
-            recipient=recipient,
-            transfer_id=keys.transfer_id.hex(),
-        )
-        self._call, self._recipient = call, recipient
+        self._recipient = recipient
         self._max_new_tokens = manifest.sampling.max_new_tokens if manifest.sampling else 0
-        try:
-            self._raw = self._transport.exchange(released)
-        finally:
-            call.sent_root = body.stream.root().hex()
+        self._raw = self._lasting(Sent(ask.route, body, keys, recipient, own_id, signer(key)))
+        self._raw.exchange()
         sent = SentRequest(keys, manifest.digest.hex(), recipient.receipt_public_key, ask.manifest.tokens.true)
         reply = self.reply = open_reply(self._raw, sent, self._expected)
+        self._raw.framed(chunks=reply.reader.count, chunk_bytes=reply.reader.chunk_bytes)
         if self._raw.is_early and reply.manifest.kind != "refusal":
             raise TransportError("the cloud answered before it had the whole request; the connection is useless")
         if reply.manifest.kind == "refusal":
@@ -231,8 +254,16 @@ class Exchange:
         _check_kind(reply, ask)
         return reply
 
+    def _lasting(self, sent: Sent) -> LastingReply:
+        attempts = self._resume_attempts if self._appraise else 0
+        fetch = self._appraise or (lambda: sent.recipient)
+        return LastingReply(sent, self._permit, self._transport, fetch=fetch, attempts=attempts)
+
     def receive_cache(self, reply: OpenedReply, sink: CacheSink[T]) -> T:
-        """Receive a cache, check the receipt, and return what the sink finished."""
+        """Receive a cache, check the receipt, and return what the sink finished.
+
+        Raises TransportError where the connection is lost for good: what came stays in the sink, and the caller wipes.
+        """
         sizes, total = sink.sizes(), sink.size_bytes
         return reply.receive_cache(sink, sizes, data_bytes=total, check_receipt=self._check_receipt).payload
 
@@ -250,13 +281,14 @@ class Exchange:
 
     def close(self) -> None:
         """Note the root of what arrived and close the connection."""
-        if self._call is not None and self.reply is not None:
-            self._call.received_root = self.reply.reader.root().hex()
-        if self._raw is not None:
-            self._raw.close()
+        if self._raw is None:
+            return
+        if self._raw.call is not None:
+            self._raw.call.received_root = self.received_root
+        self._raw.close()
 
     def _check_receipt(self, receipt: Receipt, *, is_refusal: bool = False) -> None:
-        call, recipient, reply = self._call, self._recipient, self.reply
+        call, recipient, reply = self._raw.call if self._raw else None, self._recipient, self.reply
         if call is None or recipient is None or reply is None:
             raise UsageError("nothing was sent yet")
         check_signature(receipt, recipient)
@@ -285,14 +317,4 @@ def _check_kind(reply: OpenedReply, ask: Ask) -> None:
 def read_keyset(transport: Transport, permit: Permit) -> bytes:
     """Fetch a keyset through the gate, unappraised; raises LimitExceededError above 64 KiB."""
     released, _ = permit.release(Route.KEYSET)
-    reply = transport.exchange(released)
-    data = bytearray()
-    buffer = memoryview(bytearray(16 * 1024))
-    try:
-        while count := reply.readinto(buffer):
-            data += buffer[:count]
-            if len(data) > MAX_KEYSET_BYTES:
-                raise LimitExceededError(f"the keyset is longer than {MAX_KEYSET_BYTES} bytes")
-    finally:
-        reply.close()
-    return bytes(data)
+    return read_all(transport.exchange(released), limit_bytes=MAX_KEYSET_BYTES, what="keyset")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from splitinfer import codec, schedule
 from splitinfer.answer import Answer, EgressSummary
 from splitinfer.cache.snapshot import CacheSnapshot, wipe
+from splitinfer.codec.sinks import CacheSink
 from splitinfer.device import Device
 from splitinfer.egress.gate import Intent, Outcome, Status
 from splitinfer.errors import (
@@ -31,9 +32,11 @@ from splitinfer.errors import (
 )
 from splitinfer.exchange import Ask, Common, Exchange, decode_ask, prefill_ask
 from splitinfer.handoff import Label, SamplingParams, Segment
+from splitinfer.partial import Part, salvage
 from splitinfer.placement import Plan, Step, place
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply
+from splitinfer.resume import bound_with_resumes
 from splitinfer.reuse import Shelf, shelf_for
 from splitinfer.row_check import RowCheck
 from splitinfer.sealing.frames import FrameKind
@@ -44,6 +47,7 @@ from trust_models.policy import Policy
 __all__ = ["Flow"]
 
 CLEAR_FIELDS = ("version", "suite", "transfer_id", "keyset_digest", "sender_id", "chunk_bytes", "expires_at")
+RESUME_CLEAR_FIELDS = ("manifest_sha256", "request_from", "reply_from", "state", "request_chunks")
 
 
 @dataclass(slots=True)
@@ -64,6 +68,7 @@ class _Progress:
     egress: EgressSummary = field(default_factory=EgressSummary)
     exchange: Exchange | None = None
     generation: int = 0
+    part: Part | None = None
 
     def saw_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -116,7 +121,7 @@ class Flow:
             if not self._may_fall_back():
                 raise
             self._progress.mode, self._progress.is_fallback = TrustMode.LOCAL, True
-            self._progress.is_exact = True
+            self._progress.is_exact = self._progress.part is None or self._progress.is_exact
             yield from self._local()
 
     def _may_fall_back(self) -> bool:
@@ -128,10 +133,20 @@ class Flow:
     def _local(self) -> Iterator[str]:
         """Everything on the device; logged, so that absence from the log says something."""
         bucket = schedule.pad_tokens(len(self._prompt.token_ids))
-        policy = self._device.policy
-        self._device.gate.local(mode=TrustMode.LOCAL.value, policy_sha256=policy.digest, tokens_bucket=bucket)
-        snapshot = self._prefill(self._plan.steps)
-        yield from self._decode_here(snapshot)
+        policy, part = self._device.policy, self._progress.part
+        self._device.gate.local(
+            mode=TrustMode.LOCAL.value,
+            policy_sha256=policy.digest,
+            tokens_bucket=bucket,
+            **(part.log_fields() if part else {}),
+        )
+        yield from self._decode_here(self._prefill(self._plan.steps) if part is None else self._rest_of(part))
+
+    def _rest_of(self, part: Part) -> CacheSnapshot:
+        """Prefill here what a broken transfer did not bring."""
+        self._progress.notes.append(part.note)
+        steps = part.left(self._plan.steps)
+        return self._prefill(steps, onto=part.cache) if steps else part.cache
 
     def _cloud_prefill(self) -> Iterator[str]:
         """`public-prefix` and `sealed-prefill`: tokens up, cache down, the rest here."""
@@ -155,7 +170,7 @@ class Flow:
         ask = prefill_ask(self._common(), self._prompt.token_ids[: plan.prefix_tokens], plan.cloud_steps)
         with self._permitted(ask) as exchange:
             reply = self._send(exchange, ask)
-            snapshot = self._receive(exchange, reply, ask)
+            snapshot = self._receive(exchange, reply, ask, rows)
             rows.check(snapshot)
         if shelf:
             shelf.keep(
@@ -224,6 +239,7 @@ class Flow:
             expected=self._expectations(),
             clock=device.clock,
             randomness=device.randomness,
+            resume_attempts=device.policy.transfer.resume_attempts,
         )
         status: Status = "aborted"
         code = "interrupted"
@@ -251,7 +267,7 @@ class Flow:
         self._progress.is_exact = same and codec.CODECS[self._device.policy.transfer.codec].is_exact
         return reply
 
-    def _receive(self, exchange: Exchange, reply: OpenedReply, ask: Ask) -> CacheSnapshot:
+    def _receive(self, exchange: Exchange, reply: OpenedReply, ask: Ask, rows: RowCheck) -> CacheSnapshot:
         tokens = ask.manifest.tokens
         sink = codec.sink(
             self._engine.layout,
@@ -260,7 +276,24 @@ class Flow:
             padded_tokens=tokens.padded,
             coded_bytes=reply.manifest.coded_bytes,
         )
-        return exchange.receive_cache(reply, sink)
+        try:
+            return exchange.receive_cache(reply, sink)
+        except TransportError:
+            self._salvage(exchange, sink, rows)
+            raise
+
+    def _salvage(self, exchange: Exchange, sink: CacheSink, rows: RowCheck) -> None:
+        """Keep the verified steps of a cache whose connection was lost, where the device is about to take over."""
+        if not self._may_fall_back():
+            sink.wipe()
+            return
+        self._progress.part = salvage(
+            sink,
+            rows,
+            steps=self._plan.cloud_steps,
+            transfer_id=exchange.transfer_id,
+            received_root=exchange.received_root,
+        )
 
     def _intent(self, ask: Ask) -> Intent:
         policy = self._device.policy
@@ -271,8 +304,8 @@ class Flow:
             protection=MODES[policy.mode].protection,
             codec=policy.transfer.codec,
             tokens_bucket=ask.manifest.tokens.padded,
-            bytes_up_bound=ask.bytes_up_bound,
-            fields_in_clear=CLEAR_FIELDS,
+            bytes_up_bound=bound_with_resumes(ask.bytes_up_bound, policy.transfer.resume_attempts),
+            fields_in_clear=CLEAR_FIELDS + (RESUME_CLEAR_FIELDS if policy.transfer.resume_attempts else ()),
         )
 
     def _common(self) -> Common:
@@ -290,6 +323,12 @@ class Flow:
         engine = self._engine
         return Expectations(engine.identity, engine.layout, engine.max_positions, engine.vocabulary)
 
+    def _from_cloud(self) -> int:
+        """Count the prompt's tokens whose cache the cloud computed."""
+        if not self._progress.is_fallback:
+            return self._plan.prefix_tokens
+        return self._progress.part.tokens if self._progress.part else 0
+
     def _finished(self) -> Answer:
         progress, prompt, plan = self._progress, self._prompt, self._plan
         count = len(progress.token_ids)
@@ -303,7 +342,7 @@ class Flow:
             finish_reason=progress.finish_reason,
             prompt_tokens=len(prompt.token_ids),
             public_tokens=prompt.public_tokens,
-            prefilled_by_cloud_tokens=0 if progress.is_fallback else plan.prefix_tokens,
+            prefilled_by_cloud_tokens=self._from_cloud(),
             decoded_on="device" if progress.is_fallback else plan.decode_on,
             egress=progress.egress,
             receipt=exchange.receipt if exchange else None,

@@ -180,11 +180,27 @@ def _packing(policy: Policy, loss: Loss | None) -> str:
 
 def _fallback(policy: Policy) -> str:
     if policy.fallback.on_remote_failure == "refuse":
-        return "The run stops with an error. Nothing is tried another way."
+        return f"{_resumes(policy)} Then the run stops with an error. Nothing is tried another way."
+    partly = (
+        ""
+        if policy.mode is TrustMode.SEALED_DECODE
+        else "Of a cache that came in part it uses the steps that it verified, where the model's layers allow that, "
+        "and says so. "
+    )
     return (
-        "If the connection fails before the first token of the answer, the device runs everything itself. "
-        "What was sent by then has left. It never falls back after received bytes failed a check, "
-        "nor to a weaker protection."
+        f"{_resumes(policy)} If the connection is lost for good before the first token of the answer, the device runs "
+        f"everything itself. {partly}What was sent by then has left. It never falls back after received bytes failed a "
+        "check, nor to a weaker protection."
+    )
+
+
+def _resumes(policy: Policy) -> str:
+    attempts = policy.transfer.resume_attempts
+    if not attempts:
+        return "A lost connection ends the transfer (resume_attempts = 0)."
+    return (
+        f"After a lost connection the same encrypted bytes are sent on, up to {attempts} time(s) in one transfer, "
+        "until it expires; the recipient keeps what it has of them for that long."
     )
 
 

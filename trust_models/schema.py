@@ -34,6 +34,7 @@ __all__ = [
 _HEX = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHUNK_UNIT, _MAX_CHUNK, _MAX_VERIFY_ROWS = 64, 4096, 64
+_MAX_RESUMES = 5
 _MIN_STORE_BYTES = 1024 * 1024
 _MAX_NATS = 10.0
 
@@ -75,6 +76,15 @@ def _chunk(value: int) -> int:
 def _rows(value: int) -> int:
     if not 0 <= value <= _MAX_VERIFY_ROWS:
         _refuse(f"transfer.verify_rows is outside 0 to {_MAX_VERIFY_ROWS}; write a number of rows in that range")
+    return value
+
+
+def _resumes(value: int) -> int:
+    if not 0 <= value <= _MAX_RESUMES:
+        _refuse(
+            f"transfer.resume_attempts is outside 0 to {_MAX_RESUMES}; write how often a lost connection may be made "
+            "again in one transfer"
+        )
     return value
 
 
@@ -205,6 +215,7 @@ class Remote(_Section):
 class Transfer(_Section):
     """How bytes travel. `chunk_tokens` is the longest prefill step; `verify_rows` counts recomputed cache rows.
 
+    `resume_attempts` is how often a transfer goes on after its connection was lost; 0 ends it at once.
     `max_kl` is the most that a lossy codec may cost this model, in nats of divergence a token as measured; `codecs`
     says what each codec is.
     """
@@ -215,6 +226,7 @@ class Transfer(_Section):
     pad: Literal["padme"] = "padme"
     chunk_tokens: Annotated[int, AfterValidator(_chunk)] = 512
     verify_rows: Annotated[int, AfterValidator(_rows)] = 0
+    resume_attempts: Annotated[int, AfterValidator(_resumes)] = 2
 
     @model_validator(mode="after")
     def _check(self) -> Self:

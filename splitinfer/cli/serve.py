@@ -94,6 +94,7 @@ def _serve(args: argparse.Namespace) -> int:
     finally:
         stop.set()
         sweeper.join()
+        cloud.close()
     return 0
 
 

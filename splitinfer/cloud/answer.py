@@ -30,6 +30,7 @@ class Answer:
         self._held = held
         self._events: list[Event] = []
         self.manifest: RequestManifest | None = None
+        self.was_refused = False
 
     @property
     def request_sha256(self) -> str:
@@ -57,6 +58,7 @@ class Answer:
 
     def refusal(self, error: SplitInferError) -> CloudReply:
         """Return a sealed refusal with a receipt."""
+        self.was_refused = True
         if not self._events:
             self.log("received", self._opened.reader.count)
         self.log("refused", 1)

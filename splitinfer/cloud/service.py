@@ -3,9 +3,12 @@
     keyset   -> signed keyset and a one-time nonce
     prefill  -> request head, sealed manifest, token ids -> prefill -> cache, receipt
     decode   -> request head, sealed manifest, cache -> decode -> token frames, receipt
+    state    -> how far a transfer is whose connection was lost
+    resume   -> the rest of its request, the rest of its reply
 
 What is wrong before the content key is known is raised, and the door answers with a code; what is wrong after it is
-answered by a sealed refusal. Nothing private is kept: the cache is wiped before the receipt says `erased`.
+answered by a sealed refusal. Nothing private is kept: the cache is wiped before the receipt says `erased`. A transfer
+whose connection was lost is parked as it is (`parked`), until it goes on or its time is over.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Replica
 from splitinfer.cache.snapshot import CacheSnapshot, wipe
 from splitinfer.cloud.answer import Answer, Pieces
+from splitinfer.cloud.parked import Parking
 from splitinfer.cloud.recipient import Recipient
-from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, UsageError
+from splitinfer.cloud.resuming import Resuming
+from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, TransportError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
 from splitinfer.model.engine import Decoding, Engine
 from splitinfer.receive.expectations import Expectations, check_request
@@ -55,22 +60,35 @@ class CloudService:
         self._expected = Expectations(engine.identity, engine.layout, engine.max_positions, engine.vocabulary)
         self._model_lock = threading.Lock()
         self._randomness = randomness
+        self._parking = Parking(clock=clock)
+        self._resuming = Resuming(self._parking, self._recipient)
 
     def handle(self, route: Route, body: Source) -> CloudReply:
         """Answer one call (see `handoff.Cloud`)."""
         if route is Route.KEYSET:
             data = self._recipient.keyset_reply()
             return CloudReply(len(data), iter([data]))
+        if route is Route.STATE:
+            return self._resuming.state(body)
+        if route is Route.RESUME:
+            return self._resuming.resume(body)
         if route not in _KINDS:
             raise UsageError("there is no such call")
-        return self._transfer(open_request(body, self._recipient), kind=_KINDS[route])
+        opened = open_request(body, self._recipient)
+        answer = Answer(opened, self._recipient, self._randomness)
+        return self._parking.begin(opened, answer, lambda: self._transfer(opened, answer, kind=_KINDS[route]))
 
     def drop_expired(self) -> None:
-        """Forget keys that have expired; the process calls it now and then, so that an idle replica does too."""
+        """Forget keys and parked transfers that have expired; the process calls it now and then."""
         self._recipient.drop_expired()
+        self._parking.drop_expired()
 
-    def _transfer(self, opened: OpenedRequest, *, kind: str) -> CloudReply:
-        answer = Answer(opened, self._recipient, self._randomness)
+    def close(self) -> None:
+        """Wipe what is parked; call it when nothing is served any more."""
+        self._parking.close()
+
+    def _transfer(self, opened: OpenedRequest, answer: Answer, *, kind: str) -> CloudReply:
+        """Read the request and begin its reply; called again, from here, when it goes on after a lost source."""
         try:
             manifest = answer.manifest = opened.manifest()
             check_request(manifest, self._expected)
@@ -78,6 +96,8 @@ class CloudService:
                 raise ManifestError("the sealed manifest asks for another route than it came by")
             run = self._prefill if kind == "prefill" else self._decode
             return run(opened, manifest, answer)
+        except TransportError:
+            raise
         except SplitInferError as error:
             return answer.refusal(error)
 

@@ -7,12 +7,12 @@ slab arrives. Memory: the cache and one slab. Faults in slabs are told by `finis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from splitinfer import schedule
-from splitinfer.cache.snapshot import DTYPES, CacheSnapshot
+from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, cut
 from splitinfer.cache.snapshot import shape_of as tensor_shape_of
 from splitinfer.codec.layers import Coders, as_rows, require_counts, shape_of, tensor_of
 from splitinfer.errors import CodecError, LayoutMismatchError, TruncatedError
@@ -31,9 +31,11 @@ class _Assembly:
         self._layout, self._coders, self._true_tokens = layout, coders, true_tokens
         self._parts: dict[tuple[int, TensorName], torch.Tensor] = {}
         self.fault: LayoutMismatchError | None = None
+        self.placed = 0
 
     def place(self, spec: SlabSpec, slab: torch.Tensor) -> None:
         """Decode a slab to its place; after a fault nothing more is decoded."""
+        self.placed += 1
         if self.fault is not None:
             return
         tensor = tensor_of(self._layout, spec)
@@ -48,6 +50,10 @@ class _Assembly:
         """Note a fault where the bytes after the last slab are not zero."""
         if any(padding):
             self.fault = self.fault or LayoutMismatchError("the cache is not padded with zeros")
+
+    def part(self, tokens: int) -> CacheSnapshot:
+        """Hand over the first tokens; raises the first fault."""
+        return cut(self.finish(), tokens)
 
     def finish(self) -> CacheSnapshot:
         """Hand the tensors over; raises the first fault."""
@@ -87,6 +93,7 @@ class CacheSink:
     ) -> None:
         require_counts(true_tokens, padded_tokens)
         self._layout, self._coders = layout, coders
+        self._true_tokens = true_tokens
         self._specs = tuple(schedule.slabs(layout, padded_tokens))
         sizes = [coders.size_bytes(layout, spec) for spec in self._specs]
         self._size_bytes = sum(sizes) if coded_bytes is None else coded_bytes
@@ -120,6 +127,28 @@ class CacheSink:
         if memory is None:
             raise LayoutMismatchError("there are more slabs than the cache layout has")
         return memory
+
+    def salvage(self, ends: Sequence[int]) -> CacheSnapshot | None:
+        """Return the first tokens, up to the last of `ends`, whose slabs have all come; the rest is dropped.
+
+        For a cache whose transfer broke off. None where no end was reached, and for a layout with anything but rows of
+        tokens: a window or a state is that of the last token. Raises LayoutMismatchError for what `finish` refuses in
+        the slabs that came. The sink is closed afterwards.
+        """
+        try:
+            whole = self._whole_tokens()
+            end = max((end for end in ends if end <= whole), default=0)
+            return self._assembly.part(end) if end else None
+        finally:
+            self.wipe()
+
+    def _whole_tokens(self) -> int:
+        """Return how many tokens have all their rows, in all layers; 0 where tokens do not have rows of their own."""
+        tensors = [tensor for layer in self._layout.layers for tensor in layer.tensors]
+        if any(tensor.rows != "tokens" for tensor in tensors):
+            return 0
+        missing = self._specs[self._assembly.placed :]
+        return missing[0].start if missing else self._true_tokens
 
     def finish(self) -> CacheSnapshot:
         """Drop the padding and return the snapshot.

@@ -28,6 +28,7 @@ def derivations(wraps: Wraps) -> dict[str, Any]:
         "trailer": _trailer(),
         "frames": _frames(),
         "receipt": _receipt(),
+        "resume": _resume(),
         "audit-log": _audit_log(),
     }
 
@@ -50,7 +51,10 @@ def _canonical() -> list[Json]:
 
 
 def _signatures() -> list[Json]:
-    purposes = ("replica-certificate", "keyset", "request", "request-trailer", "reply-trailer", "receipt")
+    purposes = (
+        *("replica-certificate", "keyset", "request", "request-trailer", "reply-trailer", "receipt"),
+        *("transfer-state", "transfer-state-answer", "transfer-resume"),
+    )
     return [
         {
             "purpose": purpose,
@@ -229,6 +233,38 @@ def _receipt() -> Json:
         "body": body,
         "signature": receipt["signature"],
         "block": ref.receipt_region(receipt).hex(),
+    }
+
+
+def _resume() -> Json:
+    """Section 21: a query, its answer, a head, each with its bytes in a body."""
+    request = RequestCase()
+    ids: Json = {
+        "version": 1,
+        "transfer_id": request.public_manifest()["transfer_id"],
+        "manifest_sha256": request.manifest_digest.hex(),
+    }
+    query = {
+        **ids,
+        "keyset_digest": world.KEYSET_DIGEST.hex(),
+        "sender_id": ref.sender_id(world.KEYSET_DIGEST, ref.public(world.DEVICE)),
+        "server_nonce": world.secret("resume nonce").hex(),
+        "signature": "0" * 128,
+    }
+    head = {**query, "request_from": 2, "reply_from": 0}
+    query["signature"] = ref.sign(world.DEVICE, "transfer-state", ref.canonical(query)).hex()
+    head["signature"] = ref.sign(world.DEVICE, "transfer-resume", ref.canonical(head)).hex()
+    body = {**ids, "server_nonce": query["server_nonce"], "state": "open", "request_chunks": 2}
+    answer = {"body": body, "signature": ref.sign(world.RECEIPT, "transfer-state-answer", ref.canonical(body)).hex()}
+    return {
+        "device_private_key": world.secret("device").hex(),
+        "receipt_private_key": world.secret("receipt").hex(),
+        "query": query,
+        "query_body": ref.prefixed(ref.canonical(query)).hex(),
+        "answer": answer,
+        "answer_body": ref.canonical(answer).hex(),
+        "head": head,
+        "head_bytes": ref.prefixed(ref.canonical(head)).hex(),
     }
 
 
