@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from splitinfer import cloud, codec
+from splitinfer import codec
 from splitinfer.attestation.keyset import ReplicaKeys
 from splitinfer.cache.snapshot import CacheSnapshot
-from splitinfer.cloud import CloudService
+from splitinfer.cloud import CloudService, service
 from splitinfer.errors import SplitInferError
 from splitinfer.handoff import Numerics, Route
 from splitinfer.receive.reading import read_head
@@ -154,6 +154,6 @@ def watch_sinks(monkeypatch: pytest.MonkeyPatch) -> list[WatchedSink]:
         sinks.append(WatchedSink(make_cache(*layout, **counts)))
         return sinks[-1]
 
-    monkeypatch.setattr(cloud, "TokenSink", tokens)
+    monkeypatch.setattr(service, "TokenSink", tokens)
     monkeypatch.setattr(codec, "sink", cache)
     return sinks

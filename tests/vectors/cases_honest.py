@@ -24,6 +24,12 @@ STATES = replace(DECODE, layout="states")
 
 HONEST = [
     Vector(None, "prefill-request", PREFILL, "Token ids go up to be prefilled; accepted."),
+    Vector(
+        None,
+        "prefill-request-public",
+        replace(PREFILL, sealed={"public": True}),
+        "The same ids, all of public text, whose cache the cloud may keep for this device; accepted.",
+    ),
     Vector(None, "decode-request", DECODE, "A cache goes up to be decoded from; accepted."),
     Vector(
         None,
