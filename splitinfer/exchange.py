@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -25,6 +25,7 @@ from splitinfer.errors import (
     TransportError,
     TruncatedError,
     UsageError,
+    VerificationError,
 )
 from splitinfer.handoff import (
     CacheSink,
@@ -37,7 +38,7 @@ from splitinfer.handoff import (
 from splitinfer.placement import Step
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
-from splitinfer.receive.tokens import TOKEN_BYTES, token_slab
+from splitinfer.receive.tokens import TOKEN_BYTES, slab_tokens, token_slab
 from splitinfer.resume import LastingReply, Sent, read_all
 from splitinfer.sealing.frames import Frame, frame_count
 from splitinfer.sealing.manifest import (
@@ -56,7 +57,7 @@ from splitinfer.sealing.stream import PROMPT_CHUNK_BYTES, TAG_BYTES, chunk_count
 from splitinfer.sealing.transfer import HEAD_BOUND_BYTES, seal_request
 from splitinfer.sealing.wire import VERSION
 
-__all__ = ["Ask", "Common", "Exchange", "decode_ask", "prefill_ask", "read_keyset"]
+__all__ = ["Ask", "Common", "Exchange", "Place", "close_ask", "decode_ask", "prefill_ask", "read_keyset"]
 
 MAX_KEYSET_BYTES = 64 * 1024
 T = TypeVar("T")
@@ -74,11 +75,32 @@ class Ask:
     chunk_bytes: int
 
     @property
+    def tokens_bucket(self) -> int:
+        """Return the size class of the tokens that it brings; 0 for a session's end, which brings none."""
+        manifest = self.manifest
+        if manifest.kind == "decode":
+            return manifest.tokens.padded - manifest.session.base_tokens
+        return slab_tokens(manifest) if manifest.kind == "prefill" else 0
+
+    @property
     def bytes_up_bound(self) -> int:
         """Return the most bytes that this request's body can have."""
         region = len(manifest_region(self.manifest.to_bytes(), chunk_bytes=self.chunk_bytes))
         chunks = chunk_count(region + self.following_bytes, self.chunk_bytes)
         return HEAD_BOUND_BYTES + chunks * (self.chunk_bytes + TAG_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a transfer stands in its session (see `manifest.SessionWire`); by default a first turn, not kept."""
+
+    turn: int = 0
+    parent_root: str = ""
+    base_tokens: int = 0
+    keep: bool = False
+
+
+_FIRST = Place()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,24 +115,51 @@ class Common:
     numerics: NumericsWire
 
 
-def prefill_ask(common: Common, token_ids: tuple[int, ...], steps: tuple[Step, ...]) -> Ask:
-    """Ask for the cache of these tokens; the token slab is padded to its size class."""
-    tokens = TokensWire(true=len(token_ids), padded=schedule.pad_tokens(len(token_ids)))
-    manifest = _manifest(common, "prefill", tokens, steps, cache=None, last_token=None, sampling=None)
-    slab = token_slab(token_ids, padded_tokens=tokens.padded)
-    return Ask(Route.PREFILL, manifest, [slab], tokens.padded * TOKEN_BYTES, PROMPT_CHUNK_BYTES)
+def prefill_ask(
+    common: Common,
+    token_ids: tuple[int, ...],
+    steps: tuple[Step, ...],
+    *,
+    place: Place = _FIRST,
+    is_public: bool = False,
+) -> Ask:
+    """Ask for the cache of these tokens, or for the rows that the device lacks; the token slab is padded to its class.
+
+    What the cloud holds of a session is not sent again. Of public text, of which the cloud holds nothing for sure, all
+    ids are sent, and the base is what the device holds.
+    """
+    tokens = _tokens(len(token_ids), place)
+    manifest = _manifest(
+        common, "prefill", tokens, _from(steps, 0 if is_public else place.base_tokens), place=place, is_public=is_public
+    )
+    sent = token_ids if is_public else token_ids[place.base_tokens :]
+    padded = slab_tokens(manifest)
+    slab = token_slab(sent, padded_tokens=padded)
+    return Ask(Route.PREFILL, manifest, [slab], padded * TOKEN_BYTES, PROMPT_CHUNK_BYTES)
+
+
+def close_ask(common: Common) -> Ask:
+    """Ask the cloud to erase what it holds of the session."""
+    manifest = _manifest(common, "close", _tokens(1, _FIRST), ())
+    return Ask(Route.PREFILL, manifest, [], 0, PROMPT_CHUNK_BYTES)
 
 
 def decode_ask(
-    common: Common, packed: PackedCache, *, steps: tuple[Step, ...], last_token: int, params: SamplingParams
+    common: Common,
+    packed: PackedCache,
+    *,
+    steps: tuple[Step, ...],
+    last_token: int,
+    params: SamplingParams,
+    place: Place = _FIRST,
 ) -> Ask:
-    """Ask for the answer to this cache and last token."""
-    tokens = TokensWire(true=packed.true_tokens, padded=schedule.pad_tokens(packed.true_tokens))
+    """Ask for the answer to this cache, packed from the place's base on, and last token."""
     manifest = _manifest(
         common,
         "decode",
-        tokens,
-        steps,
+        _tokens(packed.true_tokens, place),
+        _from(steps, place.base_tokens),
+        place=place,
         cache=CacheWire.of(packed.layout),
         coded_bytes=packed.size_bytes if packed.is_variable else None,
         last_token=last_token,
@@ -130,20 +179,30 @@ class _Slabs:
         return self.packed.slabs()
 
 
+def _tokens(true: int, place: Place) -> TokensWire:
+    return TokensWire(true=true, padded=schedule.pad_new_tokens(true, place.base_tokens))
+
+
+def _from(steps: tuple[Step, ...], base_tokens: int) -> tuple[Step, ...]:
+    return tuple(step for step in steps if step[0] >= base_tokens)
+
+
 def _manifest(
     common: Common,
-    kind: str,
+    kind: Literal["prefill", "decode", "close"],
     tokens: TokensWire,
     steps: tuple[Step, ...],
     *,
-    cache: CacheWire | None,
+    place: Place = _FIRST,
+    is_public: bool = False,
+    cache: CacheWire | None = None,
     coded_bytes: int | None = None,
-    last_token: int | None,
-    sampling: SamplingWire | None,
+    last_token: int | None = None,
+    sampling: SamplingWire | None = None,
 ) -> RequestManifest:
     return RequestManifest(
         version=VERSION,
-        kind="prefill" if kind == "prefill" else "decode",
+        kind=kind,
         protection="sealed",
         codec=common.codec,
         pad=common.pad,
@@ -151,7 +210,14 @@ def _manifest(
         log_checkpoint="0" * 64,
         model=common.model,
         numerics=common.numerics,
-        session=SessionWire(session_id=common.session_id, turn=0, parent_root="", base_tokens=0),
+        session=SessionWire(
+            session_id=common.session_id,
+            turn=place.turn,
+            parent_root=place.parent_root,
+            base_tokens=place.base_tokens,
+            keep=place.keep,
+        ),
+        public=is_public,
         tokens=tokens,
         steps=list(steps),
         cache=cache,
@@ -182,6 +248,7 @@ class Exchange:
         self._raw: LastingReply | None = None
         self._recipient: VerifiedRecipient | None = None
         self._max_new_tokens = 0
+        self._keepable_tokens = 0
         self.reply: OpenedReply | None = None
         self.receipt: Receipt | None = None
 
@@ -221,7 +288,7 @@ class Exchange:
 
         A sealed refusal raises the error that it names.
         """
-        if ask.manifest.kind not in recipient.capabilities:
+        if ask.manifest.kind != "close" and ask.manifest.kind not in recipient.capabilities:
             raise RecipientMismatchError(f"the recipient's certificate does not allow it to {ask.manifest.kind}")
         manifest = ask.manifest.model_copy(update={"log_checkpoint": self._permit.checkpoint_commitment})
         key = self._device_key
@@ -239,9 +306,16 @@ class Exchange:
         )
         self._recipient = recipient
         self._max_new_tokens = manifest.sampling.max_new_tokens if manifest.sampling else 0
+        self._keepable_tokens = manifest.tokens.true if manifest.session.keep or manifest.public else 0
         self._raw = self._lasting(Sent(ask.route, body, keys, recipient, own_id, signer(key)))
         self._raw.exchange()
-        sent = SentRequest(keys, manifest.digest.hex(), recipient.receipt_public_key, ask.manifest.tokens.true)
+        sent = SentRequest(
+            keys,
+            manifest.digest.hex(),
+            recipient.receipt_public_key,
+            manifest.tokens.true,
+            manifest.session.base_tokens,
+        )
         reply = self.reply = open_reply(self._raw, sent, self._expected)
         self._raw.framed(chunks=reply.reader.count, chunk_bytes=reply.reader.chunk_bytes)
         if self._raw.is_early and reply.manifest.kind != "refusal":
@@ -279,6 +353,12 @@ class Exchange:
             raise TruncatedError("the reply was not read to its receipt")
         self._check_receipt(reply.receipt)
 
+    def receive_closed(self, reply: OpenedReply) -> None:
+        """Read the answer to a session's end and check its receipt."""
+        reply.receive_closed()
+        if reply.receipt is not None:
+            self._check_receipt(reply.receipt)
+
     def close(self) -> None:
         """Note the root of what arrived and close the connection."""
         if self._raw is None:
@@ -302,12 +382,15 @@ class Exchange:
             manifest_sha256=reply.sent.keys.manifest_digest.hex(),
             is_refusal=is_refusal,
         )
+        if receipt.event_count("kept") not in (None, self._keepable_tokens or None):
+            raise VerificationError("the receipt says that the cloud kept what it was not asked to keep")
 
 
 def _check_kind(reply: OpenedReply, ask: Ask) -> None:
     """Refuse a reply of another kind, number of frames or codec than this request has."""
     sampling = ask.manifest.sampling
     kind, frames = ("tokens", frame_count(sampling.max_new_tokens)) if sampling else ("cache", 0)
+    kind = "closed" if ask.manifest.kind == "close" else kind
     if (reply.manifest.kind, reply.manifest.frames) != (kind, frames):
         raise LayoutMismatchError("the reply is of another kind or size than was asked for")
     if reply.manifest.codec != ask.manifest.codec:

@@ -55,6 +55,7 @@ class Role(StrEnum):
     NOTE = "note"
     QUESTION = "question"
     MESSAGE = "message"
+    ANSWER = "answer"
 
 
 class Label(StrEnum):

@@ -28,9 +28,10 @@ class LogFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The first steps of a prompt's cache, and the transfer that they came from."""
+    """The first steps of a prompt's cache, and the transfer that brought all but the first `base_tokens` of them."""
 
     cache: CacheSnapshot = field(repr=False)
+    base_tokens: int
     transfer_id: str
     received_root: str
 
@@ -40,13 +41,20 @@ class Part:
         return self.cache.true_tokens
 
     @property
+    def new_tokens(self) -> int:
+        """Return how many of them the cloud computed."""
+        return self.tokens - self.base_tokens
+
+    @property
     def note(self) -> str:
         """Say it in the answer."""
-        return f"the connection was lost for good; {self.tokens} tokens of the cloud's prefill had come and were used"
+        return (
+            f"the connection was lost for good; {self.new_tokens} tokens of the cloud's prefill had come and were used"
+        )
 
     def log_fields(self) -> LogFields:
         """Say it in the log."""
-        bucket = schedule.pad_tokens(self.tokens)
+        bucket = schedule.pad_tokens(self.new_tokens)
         return {"transfer_id": self.transfer_id, "received_root": self.received_root, "accepted_bucket": bucket}
 
     def left(self, steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -55,15 +63,21 @@ class Part:
 
 
 def salvage(
-    sink: CacheSink, rows: RowCheck, *, steps: Sequence[Step], transfer_id: str, received_root: str
+    sink: CacheSink,
+    rows: RowCheck,
+    *,
+    steps: Sequence[Step],
+    base_tokens: int,
+    transfer_id: str,
+    received_root: str,
 ) -> Part | None:
-    """Take what is whole from a sink, and wipe the rest; None where no step is.
+    """Take what is whole from a sink, and wipe the rest; None where no step is that the device did not hold before.
 
     The rows are recomputed as those of a whole cache are: else a cloud could break the connection to escape that.
     Raises VerificationError where a row differs, LayoutMismatchError for slabs that no sender writes.
     """
-    cache = sink.salvage([stop for _, stop in steps])
+    cache = sink.salvage([stop for _, stop in steps if stop > base_tokens])
     if cache is None:
         return None
     rows.check(cache)
-    return Part(cache, transfer_id, received_root)
+    return Part(cache, base_tokens, transfer_id, received_root)

@@ -27,6 +27,7 @@ __all__ = [
     "Remote",
     "SegmentRule",
     "Segments",
+    "Session",
     "Store",
     "Transfer",
 ]
@@ -37,6 +38,7 @@ _CHUNK_UNIT, _MAX_CHUNK, _MAX_VERIFY_ROWS = 64, 4096, 64
 _MAX_RESUMES = 5
 _MIN_STORE_BYTES = 1024 * 1024
 _MAX_NATS = 10.0
+_KEEPING_MODES = (TrustMode.SEALED_PREFILL, TrustMode.SEALED_DECODE)
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -249,6 +251,12 @@ class Store(_Section):
     max_bytes: Annotated[int, AfterValidator(_store_limit)] = 4 * 1024**3
 
 
+class Session(_Section):
+    """Whether the cloud may keep a session's cache in its memory between the turns; else every turn sends all again."""
+
+    keep: bool = False
+
+
 class Fallback(_Section):
     """What happens when the transport fails before the first token: refuse, or run on the device."""
 
@@ -271,6 +279,7 @@ class Policy(_Section):
     remote: Remote | None = None
     transfer: Transfer = Transfer()
     store: Store = Store()
+    session: Session = Session()
     fallback: Fallback = Fallback()
     audit: Audit = Audit()
 
@@ -293,6 +302,11 @@ class Policy(_Section):
                 f'the store keeps caches of public texts in mode "public-prefix" only; '
                 f'leave [store] out in mode "{self.mode}"'
             )
+        if self.session.keep and self.mode not in _KEEPING_MODES:
+            _refuse(
+                f'mode "{self.mode}" lets the cloud keep no session; leave session.keep out, or write mode '
+                '"sealed-prefill" or "sealed-decode"'
+            )
         return self
 
     @property
@@ -301,8 +315,8 @@ class Policy(_Section):
 
         Defaults are written out and absent options left out. Places are not rules and stay outside: `audit.path`,
         `store.max_bytes`, `remote.url` and `remote.tls_ca`; the recipient is who its identity says, wherever it is.
-        So does `store` in the modes that keep nothing. Label rules act together, so that their order and repetition
-        do not matter: they are sorted and counted once.
+        So do `store` and `session` in the modes that keep nothing there. Label rules act together, so that their order
+        and repetition do not matter: they are sorted and counted once.
         """
         fields = self.model_dump(
             mode="json",
@@ -311,6 +325,8 @@ class Policy(_Section):
         )
         if self.mode is not TrustMode.PUBLIC_PREFIX:
             del fields["store"]
+        if self.mode not in _KEEPING_MODES:
+            del fields["session"]
         unique = {rfc8785.dumps(rule): rule for rule in fields["segments"]["rule"]}
         fields["segments"]["rule"] = [unique[key] for key in sorted(unique)]
         return hashlib.sha256(rfc8785.dumps(fields)).hexdigest()

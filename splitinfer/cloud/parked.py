@@ -65,6 +65,8 @@ class _Transfer:
             self.outgoing.wipe()
         if self.opened is not None:
             self.opened.wipe()
+        if self.answer is not None:
+            self.answer.wipe()
         self.let_go()
 
     def let_go(self) -> None:

@@ -54,8 +54,12 @@ CODECS: dict[str, Codec] = {
 }
 
 
-def pack(snapshot: CacheSnapshot, *, codec: str, padded_tokens: int) -> FixedPacked | VariablePacked:
-    """Pack a snapshot with a named codec.
+def pack(
+    snapshot: CacheSnapshot, *, codec: str, padded_tokens: int, base_tokens: int = 0, is_shared: bool = False
+) -> FixedPacked | VariablePacked:
+    """Pack a snapshot with a named codec; with `base_tokens`, only what a holder of so many first tokens lacks.
+
+    Its `wipe` zeroes the snapshot too, unless the snapshot `is_shared`: somebody else keeps it then.
 
     Raises UnknownCodecError, LayoutMismatchError for too small a padding, and CodecError for elements that a lossy
     codec cannot carry: NaN, infinity, and beyond +-32,768.
@@ -65,24 +69,36 @@ def pack(snapshot: CacheSnapshot, *, codec: str, padded_tokens: int) -> FixedPac
         # Before the first slab, since a stream that has begun can only break off.
         require_carriable(snapshot)
     packed = VariablePacked if row.is_variable else FixedPacked
-    return packed(snapshot, row.coders(), padded_tokens=padded_tokens)
+    return packed(snapshot, row.coders(), padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
 
 
 def sink(
-    layout: CacheLayout, *, codec: str, true_tokens: int, padded_tokens: int, coded_bytes: int | None = None
+    layout: CacheLayout,
+    *,
+    codec: str,
+    true_tokens: int,
+    padded_tokens: int,
+    coded_bytes: int | None = None,
+    base: CacheSnapshot | None = None,
 ) -> CacheSink:
-    """Make the sink of a named codec; its `finish()` returns a CacheSnapshot.
+    """Make the sink of a named codec; its `finish()` returns a CacheSnapshot of its own.
 
-    `coded_bytes` is the announced length of all slabs, of a codec whose lengths vary; None for the others. Raises
+    `coded_bytes` is the announced length of all slabs, of a codec whose lengths vary; None for the others. `base` is
+    the cache of the first tokens where only the rest arrives; it is copied from, and not changed. Raises
     UnknownCodecError, and LayoutMismatchError for impossible counts.
     """
     row = _find(codec)
     if row.is_variable:
-        schedule.require_coded_bytes(coded_bytes, layout, padded_tokens)
+        schedule.require_coded_bytes(coded_bytes, layout, padded_tokens, base.true_tokens if base else 0)
     elif coded_bytes is not None:
         raise LayoutMismatchError(f"the length of a cache in codec {codec!r} follows from its layout")
     return CacheSink(
-        layout, row.coders(), true_tokens=true_tokens, padded_tokens=padded_tokens, coded_bytes=coded_bytes
+        layout,
+        row.coders(),
+        true_tokens=true_tokens,
+        padded_tokens=padded_tokens,
+        coded_bytes=coded_bytes,
+        base=base,
     )
 
 

@@ -72,9 +72,10 @@ def rows_of(snapshot: CacheSnapshot, spec: SlabSpec) -> torch.Tensor:
     return as_rows(tensor, tensor_of(snapshot.layout, spec))[:, spec.start : spec.stop]
 
 
-def require_counts(true_tokens: int, padded_tokens: int) -> None:
+def require_counts(true_tokens: int, padded_tokens: int, base_tokens: int = 0) -> None:
     """Refuse impossible token counts, and machines whose bytes are in another order than the wire's."""
-    if not 0 < true_tokens <= padded_tokens:
-        raise LayoutMismatchError(f"{true_tokens} tokens cannot be padded to {padded_tokens}")
+    if not 0 <= base_tokens < true_tokens <= padded_tokens:
+        onto = f" on a base of {base_tokens}" if base_tokens else ""
+        raise LayoutMismatchError(f"{true_tokens} tokens{onto} cannot be padded to {padded_tokens}")
     if sys.byteorder != "little":
         raise CodecError("this machine is big-endian; caches are packed on little-endian machines only")

@@ -31,11 +31,20 @@ class FixedPacked:
 
     is_variable = False
 
-    def __init__(self, snapshot: CacheSnapshot, coders: Coders, *, padded_tokens: int) -> None:
-        require_counts(snapshot.true_tokens, padded_tokens)
+    def __init__(
+        self,
+        snapshot: CacheSnapshot,
+        coders: Coders,
+        *,
+        padded_tokens: int,
+        base_tokens: int = 0,
+        is_shared: bool = False,
+    ) -> None:
+        require_counts(snapshot.true_tokens, padded_tokens, base_tokens)
+        self._is_shared = is_shared
         self._snapshot: CacheSnapshot | None = snapshot
         self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
-        self._specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
+        self._specs = tuple(schedule.slabs(snapshot.layout, padded_tokens, base_tokens))
         self._sizes = [coders.size_bytes(snapshot.layout, spec) for spec in self._specs]
         self._scratch = torch.empty(max(self._sizes, default=0), dtype=torch.uint8)
 
@@ -67,10 +76,10 @@ class FixedPacked:
             yield slab.numpy().data.toreadonly()
 
     def wipe(self) -> None:
-        """Zero the scratch memory and the snapshot that is held, and refuse further use."""
+        """Zero the scratch memory and the snapshot, unless that is shared, and refuse further use."""
         self._scratch.zero_()
         self._coders.wipe()
-        if self._snapshot is not None:
+        if self._snapshot is not None and not self._is_shared:
             wipe_snapshot(self._snapshot)
         self._snapshot = None
 
@@ -84,12 +93,21 @@ class VariablePacked:
 
     is_variable = True
 
-    def __init__(self, snapshot: CacheSnapshot, coders: Coders, *, padded_tokens: int) -> None:
-        require_counts(snapshot.true_tokens, padded_tokens)
+    def __init__(
+        self,
+        snapshot: CacheSnapshot,
+        coders: Coders,
+        *,
+        padded_tokens: int,
+        base_tokens: int = 0,
+        is_shared: bool = False,
+    ) -> None:
+        require_counts(snapshot.true_tokens, padded_tokens, base_tokens)
+        self._is_shared = is_shared
         self._snapshot = snapshot
         self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
         self._coded: list[bytearray] | None = []
-        specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
+        specs = tuple(schedule.slabs(snapshot.layout, padded_tokens, base_tokens))
         scratch = torch.empty(
             max((coders.size_bytes(snapshot.layout, spec) for spec in specs), default=0), dtype=torch.uint8
         )
@@ -135,10 +153,10 @@ class VariablePacked:
         return self._coded
 
     def wipe(self) -> None:
-        """Zero the coded bytes and the snapshot that is held, and refuse further use."""
+        """Zero the coded bytes and the snapshot, unless that is shared, and refuse further use."""
         for slab in self._coded or []:
             slab[:] = bytes(len(slab))
-        if self._coded is not None:
+        if self._coded is not None and not self._is_shared:
             wipe_snapshot(self._snapshot)
         self._coded = None
 

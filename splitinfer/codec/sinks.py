@@ -27,8 +27,10 @@ _STAGING_BYTES = 4096
 class _Assembly:
     """The final tensors as they fill, and the first fault that was met."""
 
-    def __init__(self, layout: CacheLayout, coders: Coders, *, true_tokens: int) -> None:
-        self._layout, self._coders, self._true_tokens = layout, coders, true_tokens
+    def __init__(
+        self, layout: CacheLayout, coders: Coders, *, true_tokens: int, base: CacheSnapshot | None = None
+    ) -> None:
+        self._layout, self._coders, self._true_tokens, self._base = layout, coders, true_tokens, base
         self._parts: dict[tuple[int, TensorName], torch.Tensor] = {}
         self.fault: LayoutMismatchError | None = None
         self.placed = 0
@@ -78,7 +80,10 @@ class _Assembly:
         key = (index, tensor.name)
         if key not in self._parts:
             shape = tensor_shape_of(self._layout.layers[index], tensor, self._true_tokens)
-            self._parts[key] = torch.empty(shape, dtype=DTYPES[tensor.dtype])
+            self._parts[key] = part = torch.empty(shape, dtype=DTYPES[tensor.dtype])
+            if self._base is not None and tensor.rows in ("tokens", "entries"):
+                held = as_rows(self._base.layers[index][tensor.name], tensor)
+                as_rows(part, tensor)[:, : held.shape[1]].copy_(held)
         return self._parts[key]
 
 
@@ -89,16 +94,26 @@ class CacheSink:
     """
 
     def __init__(
-        self, layout: CacheLayout, coders: Coders, *, true_tokens: int, padded_tokens: int, coded_bytes: int | None
+        self,
+        layout: CacheLayout,
+        coders: Coders,
+        *,
+        true_tokens: int,
+        padded_tokens: int,
+        coded_bytes: int | None,
+        base: CacheSnapshot | None = None,
     ) -> None:
-        require_counts(true_tokens, padded_tokens)
+        base_tokens = base.true_tokens if base else 0
+        require_counts(true_tokens, padded_tokens, base_tokens)
+        if base is not None and base.layout != layout:
+            raise LayoutMismatchError("the base is the cache of another layout than the rest")
         self._layout, self._coders = layout, coders
         self._true_tokens = true_tokens
-        self._specs = tuple(schedule.slabs(layout, padded_tokens))
+        self._specs = tuple(schedule.slabs(layout, padded_tokens, base_tokens))
         sizes = [coders.size_bytes(layout, spec) for spec in self._specs]
         self._size_bytes = sum(sizes) if coded_bytes is None else coded_bytes
         self._staging = torch.empty(max([*sizes, _STAGING_BYTES]), dtype=torch.uint8)
-        self._assembly = _Assembly(layout, coders, true_tokens=true_tokens)
+        self._assembly = _Assembly(layout, coders, true_tokens=true_tokens, base=base)
         self._pieces = self._fixed() if coded_bytes is None else self._variable()
         self._offered: memoryview | None = None
         self._is_closed = False

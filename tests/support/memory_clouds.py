@@ -74,7 +74,12 @@ class Paired:
         save_remote(self.device, "default", Remote(url, self.pin))
 
     def service(
-        self, engine: Any, *, clock: Callable[[], float] = time.time, replica: Replica | None = None
+        self,
+        engine: Any,
+        *,
+        clock: Callable[[], float] = time.time,
+        replica: Replica | None = None,
+        **limits: Any,
     ) -> CloudService:
         """Make a cloud with the identity of the cloud folder, or with the replica given."""
         return CloudService(
@@ -83,6 +88,7 @@ class Paired:
             allowed=lambda: allowed_devices(self.cloud),
             clock=clock,
             randomness=secrets.token_bytes,
+            **limits,
         )
 
     def replica(

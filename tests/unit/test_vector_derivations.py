@@ -131,9 +131,11 @@ def test_pad_tokens() -> None:
     assert [[tokens, schedule.pad_tokens(tokens)] for tokens, _ in table] == table
 
 
-@pytest.mark.parametrize("row", derivation("schedule"), ids=lambda row: f"{row['layout']}-{row['padded']}")
+@pytest.mark.parametrize(
+    "row", derivation("schedule"), ids=lambda row: f"{row['layout']}-{row['padded']}-{row['base']}"
+)
 def test_schedule(row: dict[str, Any]) -> None:
-    specs = list(schedule.slabs(layout_of(row["layers"]), row["padded"]))
+    specs = list(schedule.slabs(layout_of(row["layers"]), row["padded"], row["base"]))
     assert [[spec.layer, spec.part, spec.start, spec.stop, spec.size_bytes] for spec in specs] == row["slabs"]
     assert schedule.cache_chunk_bytes(row["total_bytes"]) == row["chunk_bytes"]
 

@@ -33,6 +33,12 @@ def lossless(slabs: list[bytes], coded_bytes: int | None = None) -> ReplyCase:
 
 HONEST = [
     Vector(None, "prefill-request", PREFILL, "Token ids go up to be prefilled; accepted."),
+    Vector(
+        None,
+        "prefill-request-public",
+        replace(PREFILL, sealed={"public": True}),
+        "The same ids, all of public text, whose cache the cloud may keep for this device; accepted.",
+    ),
     Vector(None, "decode-request", DECODE, "A cache goes up to be decoded from; accepted."),
     Vector(
         None,

@@ -137,14 +137,15 @@ def _schedule() -> list[Json]:
     }
     made = []
     for name, runs in layouts.items():
-        for padded in (64, 512, 576, 1088):
-            specs = list(ref.slabs(runs, padded))
+        for padded, base in ((64, 0), (512, 0), (576, 0), (1088, 0), (67, 3), (641, 577), (1600, 1024)):
+            specs = list(ref.slabs(runs, padded, base))
             total = sum(size_bytes for *_, size_bytes in specs)
             made.append(
                 {
                     "layout": name,
                     "layers": runs,
                     "padded": padded,
+                    "base": base,
                     "slabs": specs,
                     "total_bytes": total,
                     "chunk_bytes": ref.cache_chunk_bytes(total),

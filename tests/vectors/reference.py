@@ -185,25 +185,27 @@ def held_rows(layer: Json, tensor: Json, tokens: int) -> int:
     return rules[tensor["rows"]]()
 
 
-def slabs(runs: list[Json], padded: int) -> Iterator[tuple[int, str, int, int, int]]:
+def slabs(runs: list[Json], padded: int, base: int = 0) -> Iterator[tuple[int, str, int, int, int]]:
     """Yield (layer, tensor, start, stop, bytes)."""
+    whole = pad_tokens(padded) if base else padded
     tensors = [(i, layer, tensor) for i, layer in enumerate(expanded(runs)) for tensor in layer["tensors"]]
     found: list[tuple[int, Json, int, int]] = []
-    for start in range(0, padded, 512):
+    for start in range(base, padded, 512):
         stop = min(start + 512, padded)
         for index, layer, tensor in tensors:
             if tensor["rows"] == "tokens":
                 found.append((index, tensor, start, stop))
             if tensor["rows"] == "entries":
-                found.append((index, tensor, start // layer["stride"], stop // layer["stride"]))
+                first, last = (_entries(layer["stride"], at, base, padded) for at in (start, stop))
+                found.append((index, tensor, first, last))
     for index, layer, tensor in tensors:
         if tensor["rows"] == "window":
-            found.append((index, tensor, 0, min(layer["window"] - 1, padded)))
+            found.append((index, tensor, 0, min(layer["window"] - 1, whole)))
     for index, layer, tensor in tensors:
         if tensor["rows"] == "remainder":
-            found.append((index, tensor, 0, min(layer["stride"] - 1, padded)))
+            found.append((index, tensor, 0, min(layer["stride"] - 1, whole)))
         if tensor["rows"] in {"overlap", "fixed"}:
-            found.append((index, tensor, 0, held_rows(layer, tensor, padded)))
+            found.append((index, tensor, 0, held_rows(layer, tensor, whole)))
     for index, tensor, start, stop in found:
         if start < stop:
             row = math.prod(tensor["before"]) * math.prod(tensor["after"]) * ITEM_BYTES[tensor["dtype"]]
@@ -229,6 +231,12 @@ def zstd_runs(data: bytes) -> bytes:
         for index, (byte, count) in enumerate(runs)
     ]
     return bytes.fromhex("28b52ffd") + size + b"".join(blocks)
+
+
+def _entries(stride: int, at: int, base: int, padded: int) -> int:
+    if base == 0:
+        return at // stride
+    return base // stride + (at - base) // stride + (1 if at == padded else 0)
 
 
 def token_slab(token_ids: list[int], padded: int) -> bytes:
