@@ -5,7 +5,7 @@
     public-prefix    permit -> public tokens up, their cache down -> prefill the rest here -> decode here
                      (or, without a permit, the cache that the store kept of the same tokens)
     sealed-prefill   permit -> prompt up, its cache down -> decode here
-    sealed-decode    prefill here -> permit -> cache up, tokens down
+    sealed-decode    prefill here -> permit -> cache up while it grows, tokens down
 
 Nothing reaches the cloud but through `egress.gate`, and nothing from it is used before `receive` has checked it.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from splitinfer import codec, schedule
 from splitinfer.answer import Answer, EgressSummary
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, wipe
 from splitinfer.device import Device
 from splitinfer.egress.gate import Intent, Outcome, Status
@@ -43,6 +44,8 @@ from trust_models.policy import Policy
 
 __all__ = ["Flow"]
 
+# Well within the silence of 30 s that a cloud bears by default.
+PAUSE_SECONDS = 20.0
 CLEAR_FIELDS = ("version", "suite", "transfer_id", "keyset_digest", "sender_id", "chunk_bytes", "expires_at")
 
 
@@ -63,6 +66,7 @@ class _Progress:
     notes: list[str] = field(default_factory=list)
     egress: EgressSummary = field(default_factory=EgressSummary)
     exchange: Exchange | None = None
+    growing: GrowingCache | None = field(default=None, repr=False)
     generation: int = 0
 
     def saw_token(self, token_id: int) -> None:
@@ -168,29 +172,27 @@ class Flow:
         return snapshot
 
     def _sealed_decode(self) -> Iterator[str]:
-        """Prefill here, cache up, tokens down; only verified frames are shown."""
+        """Prefill here, cache up while it grows, tokens down; only verified frames are shown."""
         ids, plan = self._prompt.token_ids, self._plan
-        snapshot = self._prefill(plan.device_steps)
-        padded = schedule.pad_tokens(snapshot.true_tokens)
-        self._engine.burn(padded - snapshot.true_tokens)
-        try:
-            packed = codec.pack(snapshot, codec=self._device.policy.transfer.codec, padded_tokens=padded)
-        except SplitInferError:
-            wipe(snapshot)
-            raise
+        progress = self._device.prefill_progress(len(ids) - 1)
         stream = self._engine.text_stream(self._params.stop)
-        try:
-            ask = decode_ask(self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params)
-            with self._permitted(ask) as exchange:
-                reply = self._send(exchange, ask)
-                for frame in exchange.receive_frames(reply):
-                    for token_id in frame.token_ids:
-                        self._progress.saw_token(token_id)
-                        yield stream.push(token_id)
-                    if frame.kind is FrameKind.END:
-                        self._progress.finish_reason = frame.finish_reason
-        finally:
-            packed.wipe()
+        with self._engine.start_prefill(ids, steps=plan.device_steps, progress=progress) as growing:
+            padded = schedule.pad_tokens(growing.true_tokens)
+            packed = codec.pack(growing, codec=self._device.policy.transfer.codec, padded_tokens=padded)
+            self._progress.growing = growing
+            try:
+                growing.settle(pause_seconds=PAUSE_SECONDS)
+                ask = decode_ask(self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params)
+                with self._permitted(ask) as exchange:
+                    reply = self._send(exchange, ask)
+                    for frame in exchange.receive_frames(reply):
+                        for token_id in frame.token_ids:
+                            self._progress.saw_token(token_id)
+                            yield stream.push(token_id)
+                        if frame.kind is FrameKind.END:
+                            self._progress.finish_reason = frame.finish_reason
+            finally:
+                packed.wipe()
         yield stream.finish()
 
     def _prefill(self, steps: tuple[Step, ...], *, onto: CacheSnapshot | None = None) -> CacheSnapshot:
@@ -231,7 +233,7 @@ class Flow:
             yield exchange
             status, code = "completed", ""
         except SplitInferError as error:
-            status, code = _status(error, exchange), error.code
+            status, code = self._status(error, exchange), error.code
             raise
         except Exception:
             status, code = "failed", "internal"
@@ -241,6 +243,14 @@ class Flow:
             receipt = exchange.receipt.to_bytes() if exchange.receipt else b""
             permit.close(Outcome(status, code=code, receipt=receipt))
             self._progress.egress = EgressSummary.of(permit)
+
+    def _status(self, error: SplitInferError, exchange: Exchange) -> Status:
+        growing = self._progress.growing
+        if isinstance(error, RemoteRefusedError) or exchange.was_refused:
+            return "refused"
+        if growing is not None and growing.has_failed:
+            return "failed"
+        return "unreceipted" if exchange.has_sent and exchange.receipt is None else "failed"
 
     def _send(self, exchange: Exchange, ask: Ask) -> OpenedReply:
         recipient = exchange.appraise(pinned_sha256=self._device.pinned_sha256, seen=self._device.seen)
@@ -326,11 +336,3 @@ def _labelled(policy: Policy, segment: Segment) -> Segment:
     if segment.location and policy.label_of(segment.location, Label.PUBLIC.value) == Label.PRIVATE.value:
         label = Label.PRIVATE
     return replace(segment, label=label)
-
-
-def _status(error: SplitInferError, exchange: Exchange) -> Status:
-    if isinstance(error, RemoteRefusedError):
-        return "refused"
-    if exchange.was_refused:
-        return "refused"
-    return "unreceipted" if exchange.has_sent and exchange.receipt is None else "failed"

@@ -41,9 +41,10 @@ class Answer:
         self._events.append(Event.model_validate({"event": event, "count": count}))
 
     def cache_pieces(self, packed: PackedCache) -> Pieces:
-        """Yield the slabs, wipe the cache, yield the receipt that says so."""
+        """Yield the slabs as they come, wipe the cache, yield the receipt that says so."""
         try:
             yield from packed.slabs()
+            self.log("prefilled", packed.true_tokens)
         finally:
             packed.wipe()
         self.log("erased", 1)
@@ -86,8 +87,12 @@ class Answer:
         data_bytes: int,
         chunk_bytes: int,
         wipe: Callable[[], None],
+        stop: Callable[[], None] = lambda: None,
     ) -> CloudReply:
-        """Seal a reply: manifest, `data_bytes` of pieces, receipt; `wipe` is called when its body is closed."""
+        """Seal a reply: manifest, `data_bytes` of pieces, receipt; `wipe` is called when its body is closed.
+
+        `stop` ends what still computes the pieces; it returns at once and may be called by any thread.
+        """
         head = self._opened.head.manifest
         keys = TransferKeys(bytes.fromhex(head.transfer_id), self._opened.content_key, self._opened.manifest_digest)
         try:
@@ -103,7 +108,7 @@ class Answer:
         except BaseException:
             wipe()
             raise
-        return CloudReply(body.body_bytes, _Body(body, wipe))
+        return CloudReply(body.body_bytes, _Body(body, wipe, stop))
 
     def _receipt(self) -> bytes:
         head = self._opened.head.manifest
@@ -123,10 +128,13 @@ class Answer:
 
 
 class _Body(Iterator[memoryview | bytes]):
-    """A reply's bytes; closing them, even before the first was read, wipes what they are made from."""
+    """A reply's bytes; closing them, even before the first was read, wipes what they are made from.
 
-    def __init__(self, body: SealedBody, wipe: Callable[[], None]) -> None:
-        self._bytes, self._wipe = iter(body), wipe
+    `stop()`, from any thread, ends the wait for bytes that are still to be computed.
+    """
+
+    def __init__(self, body: SealedBody, wipe: Callable[[], None], stop: Callable[[], None]) -> None:
+        self._bytes, self._wipe, self.stop = iter(body), wipe, stop
 
     def __next__(self) -> memoryview | bytes:
         return next(self._bytes)

@@ -1,11 +1,12 @@
 """The flow on the recipient, the twin of `flow`: sealed request in, sealed reply out; knows no HTTP.
 
     keyset   -> signed keyset and a one-time nonce
-    prefill  -> request head, sealed manifest, token ids -> prefill -> cache, receipt
+    prefill  -> request head, sealed manifest, token ids -> prefill -> cache while it grows, receipt
     decode   -> request head, sealed manifest, cache -> decode -> token frames, receipt
 
 What is wrong before the content key is known is raised, and the door answers with a code; what is wrong after it is
-answered by a sealed refusal. Nothing private is kept: the cache is wiped before the receipt says `erased`.
+answered by a sealed refusal; a model that fails once the reply has begun breaks it off. Nothing private is kept: the
+cache is wiped before the receipt says `erased`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Replica
-from splitinfer.cache.snapshot import CacheSnapshot, wipe
+from splitinfer.cache.growing import GrowingCache
+from splitinfer.cache.snapshot import wipe
 from splitinfer.cloud.answer import Answer, Pieces
 from splitinfer.cloud.recipient import Recipient
 from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, UsageError
@@ -82,19 +84,20 @@ class CloudService:
             return answer.refusal(error)
 
     def _prefill(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer) -> CloudReply:
-        """Prompt in, cache out. The cache is computed before the first byte of the reply, padding time included."""
+        """Prompt in, cache out, each slab as soon as it may leave; the last ones after the padding time.
+
+        The lock is held a step at a time, so that a long prompt does not keep others waiting.
+        """
         true, padded = manifest.tokens.true, manifest.tokens.padded
         sink = TokenSink(true_tokens=true, padded_tokens=padded, vocabulary=self._expected.vocabulary)
         size = padded * TOKEN_BYTES
         verified = opened.receive(sink, iter([size]), data_bytes=size)
         answer.log("received", verified.chunk_count)
-        token_ids = verified.payload
         answer.log("opened", 1)
-        snapshot = self._prefilled(token_ids, manifest.steps)
-        with self._model_lock:
-            self._engine.burn(padded - true)
-        answer.log("prefilled", true)
-        packed = _packed(snapshot, manifest)
+        growing = self._engine.start_prefill(
+            verified.payload, steps=manifest.steps, padded_tokens=padded, guard=self._model_lock
+        )
+        packed = _packed(growing, manifest)
         total = packed.size_bytes
         coded_bytes = total if packed.is_variable else None
         response = self._response(answer, kind="cache", manifest=manifest, coded_bytes=coded_bytes)
@@ -104,17 +107,8 @@ class CloudService:
             data_bytes=total,
             chunk_bytes=schedule.cache_chunk_bytes(total),
             wipe=packed.wipe,
+            stop=growing.stop,
         )
-
-    def _prefilled(self, token_ids: tuple[int, ...], steps: Sequence[tuple[int, int]]) -> CacheSnapshot:
-        """Prefill with the lock held a step at a time, so that a long prompt does not keep others waiting."""
-        snapshot: CacheSnapshot | None = None
-        for step in steps:
-            with self._model_lock:
-                snapshot = self._engine.prefill(token_ids, steps=[step], onto=snapshot)
-        if snapshot is None:
-            raise LayoutMismatchError("a prefill request names no steps")
-        return snapshot
 
     def _decode(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer) -> CloudReply:
         """Cache in, tokens out; each token's frame is sealed as soon as the token exists."""
@@ -198,11 +192,11 @@ class CloudService:
         )
 
 
-def _packed(snapshot: CacheSnapshot, manifest: RequestManifest) -> PackedCache:
+def _packed(growing: GrowingCache, manifest: RequestManifest) -> PackedCache:
     try:
-        return codec.pack(snapshot, codec=manifest.codec, padded_tokens=manifest.tokens.padded)
+        return codec.pack(growing, codec=manifest.codec, padded_tokens=manifest.tokens.padded)
     except BaseException:
-        wipe(snapshot)
+        growing.wipe()
         raise
 
 
