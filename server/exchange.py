@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.bridge import Ended, Head, Inbound, Outbound, start_call
 from server.limits import Slots, declared_body_bytes
-from server.log import report_internal_error
+from server.log import report_broken_reply, report_internal_error
 from server.problems import FIXED_HEADERS, Problem, problem_for
 from splitinfer.errors import LimitExceededError, SplitInferError, TransportTimeoutError
 from splitinfer.handoff import Cloud, Route
@@ -125,6 +125,7 @@ class Exchange(Response):
         if not isinstance(error, SplitInferError):
             report_internal_error(error)
         if sender.is_begun:
+            report_broken_reply(error)
             _abort(scope)
         else:
             await problem_for(error, is_body_read=is_body_read)(scope, receive, send)

@@ -5,7 +5,7 @@
     public-prefix    permit -> public tokens up, their cache down -> prefill the rest here -> decode here
                      (or, without a permit, the cache that the store kept of the same tokens)
     sealed-prefill   permit -> prompt up, its cache down -> decode here
-    sealed-decode    prefill here -> permit -> cache up, tokens down
+    sealed-decode    prefill here -> permit -> cache up while it grows, tokens down
 
 A later turn of a session goes on from what the device, and under the policy the cloud, hold of the conversation.
 Nothing reaches the cloud but through `egress.gate`, and nothing from it is used before `receive` has checked it.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from splitinfer import codec, schedule
 from splitinfer.answer import Answer, EgressSummary
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, wipe
 from splitinfer.codec.sinks import CacheSink
 from splitinfer.conversation import Origin
@@ -51,6 +52,8 @@ from trust_models.policy import Policy
 
 __all__ = ["Flow"]
 
+# Well within the silence of 30 s that a cloud bears by default.
+PAUSE_SECONDS = 20.0
 CLEAR_FIELDS = ("version", "suite", "transfer_id", "keyset_digest", "sender_id", "chunk_bytes", "expires_at")
 RESUME_CLEAR_FIELDS = ("manifest_sha256", "request_from", "reply_from", "state", "request_chunks")
 
@@ -75,6 +78,7 @@ class _Progress:
     notes: list[str] = field(default_factory=list)
     egress: EgressSummary = field(default_factory=EgressSummary)
     exchange: Exchange | None = None
+    growing: GrowingCache | None = field(default=None, repr=False)
     generation: int = 0
     part: Part | None = None
 
@@ -240,27 +244,47 @@ class Flow:
         return snapshot
 
     def _sealed_decode(self) -> Iterator[str]:
-        """Prefill here, cache up, tokens down; only verified frames are shown."""
-        snapshot = self._prefill_on_held()
-        is_remembered = self._remember(snapshot)
-        place = self._recall.decode_place()
-        try:
-            yield from self._decoded_by_cloud(snapshot, place)
-        except SessionLostError:
-            yield from self._decoded_by_cloud(snapshot, self._anew(place))
-        finally:
-            if not is_remembered:
-                wipe(snapshot)
+        """Prefill here, cache up while it grows, tokens down; only verified frames are shown."""
+        place, steps = self._recall.decode_place(), self._steps_on_held()
+        onto, is_exact = self._recall.cache, self._progress.is_exact
+        if not steps and onto is not None:
+            self._engine.burn(schedule.pad_new_tokens(onto.true_tokens, place.base_tokens) - onto.true_tokens)
+            yield from self._decoded_by_cloud(onto, place)
+            return
+        progress = self._device.prefill_progress(len(self._prompt.token_ids) - 1)
+        with self._engine.start_prefill(
+            self._prompt.token_ids, steps=steps, onto=onto, base_tokens=place.base_tokens, progress=progress
+        ) as growing:
+            self._progress.growing = growing
+            try:
+                growing.settle(pause_seconds=PAUSE_SECONDS)
+                yield from self._decoded_by_cloud(growing, place)
+            except TransportError:
+                if self._may_fall_back():
+                    growing.snapshot()
+                raise
+            finally:
+                if growing.is_over:
+                    snapshot = growing.hand_over()
+                    if not self._remember(snapshot, is_exact=is_exact):
+                        wipe(snapshot)
 
-    def _decoded_by_cloud(self, snapshot: CacheSnapshot, place: Place) -> Iterator[str]:
-        """Cache up, from the place's base on, tokens down."""
+    def _decoded_by_cloud(self, cache: CacheSnapshot | GrowingCache, place: Place) -> Iterator[str]:
+        """Cache up, from the place's base on, tokens down; all of it again where the cloud lost the session."""
+        try:
+            yield from self._sent_to_decode(cache, place)
+        except SessionLostError:
+            place = self._anew(place)
+            whole = cache.snapshot() if isinstance(cache, GrowingCache) else cache
+            self._engine.burn(schedule.pad_tokens(whole.true_tokens) - whole.true_tokens)
+            yield from self._sent_to_decode(whole, place)
+
+    def _sent_to_decode(self, cache: CacheSnapshot | GrowingCache, place: Place) -> Iterator[str]:
         ids, plan = self._prompt.token_ids, self._plan
-        padded = schedule.pad_new_tokens(snapshot.true_tokens, place.base_tokens)
-        self._engine.burn(padded - snapshot.true_tokens)
         packed = codec.pack(
-            snapshot,
+            cache,
             codec=self._device.policy.transfer.codec,
-            padded_tokens=padded,
+            padded_tokens=schedule.pad_new_tokens(cache.true_tokens, place.base_tokens),
             base_tokens=place.base_tokens,
             is_shared=True,
         )
@@ -299,15 +323,19 @@ class Flow:
 
     def _prefill_on_held(self) -> CacheSnapshot:
         """Compute on the device what it does not hold of the conversation."""
+        return self._prefill(self._steps_on_held(), onto=self._recall.cache)
+
+    def _steps_on_held(self) -> tuple[Step, ...]:
+        """Return the steps that the device has not computed; what it holds is as exact as when it was made."""
         recall, progress = self._recall, self._progress
         if recall.held is not None:
             progress.is_exact &= recall.held.is_exact
             progress.origin = recall.held.origin
-        steps = tuple(step for step in self._plan.steps if step[0] >= recall.held_tokens)
-        return self._prefill(steps, onto=recall.cache)
+        return tuple(step for step in self._plan.steps if step[0] >= recall.held_tokens)
 
-    def _remember(self, snapshot: CacheSnapshot) -> bool:
-        return self._recall.remember(snapshot, is_exact=self._progress.is_exact, origin=self._progress.origin)
+    def _remember(self, snapshot: CacheSnapshot, *, is_exact: bool) -> bool:
+        """Hand the prompt's cache to the conversation; False where it stays the caller's to wipe."""
+        return self._recall.remember(snapshot, is_exact=is_exact, origin=self._progress.origin)
 
     def _prefill(self, steps: tuple[Step, ...], *, onto: CacheSnapshot | None = None) -> CacheSnapshot:
         progress = self._device.prefill_progress(len(self._prompt.token_ids) - 1)
@@ -315,7 +343,7 @@ class Flow:
 
     def _decode_here(self, snapshot: CacheSnapshot) -> Iterator[str]:
         ids = self._prompt.token_ids
-        is_remembered = self._remember(snapshot)
+        is_remembered = self._remember(snapshot, is_exact=self._progress.is_exact)
         decoding = self._engine.decode(snapshot, last_token=ids[-1], params=self._params)
         try:
             for token_id, piece in decoding:
@@ -350,7 +378,7 @@ class Flow:
             yield exchange
             status, code = "completed", ""
         except SplitInferError as error:
-            status, code = _status(error, exchange), error.code
+            status, code = self._status(error, exchange), error.code
             raise
         except Exception:
             status, code = "failed", "internal"
@@ -360,6 +388,14 @@ class Flow:
             receipt = exchange.receipt.to_bytes() if exchange.receipt else b""
             permit.close(Outcome(status, code=code, receipt=receipt))
             self._progress.egress = self._progress.egress.plus(EgressSummary.of(permit))
+
+    def _status(self, error: SplitInferError, exchange: Exchange) -> Status:
+        growing = self._progress.growing
+        if isinstance(error, RemoteRefusedError) or exchange.was_refused:
+            return "refused"
+        if growing is not None and growing.has_failed:
+            return "failed"
+        return "unreceipted" if exchange.has_sent and exchange.receipt is None else "failed"
 
     def _send(self, exchange: Exchange, ask: Ask) -> OpenedReply:
         recipient = exchange.appraise(pinned_sha256=self._device.pinned_sha256, seen=self._device.seen)
@@ -467,11 +503,3 @@ def _labelled(policy: Policy, segment: Segment) -> Segment:
     if segment.location and policy.label_of(segment.location, Label.PUBLIC.value) == Label.PRIVATE.value:
         label = Label.PRIVATE
     return replace(segment, label=label)
-
-
-def _status(error: SplitInferError, exchange: Exchange) -> Status:
-    if isinstance(error, RemoteRefusedError):
-        return "refused"
-    if exchange.was_refused:
-        return "refused"
-    return "unreceipted" if exchange.has_sent and exchange.receipt is None else "failed"

@@ -6,6 +6,7 @@ Nothing on the wire names a layer or a range: they follow from the authenticated
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ __all__ = [
     "RANGE_TOKENS",
     "SlabSpec",
     "cache_chunk_bytes",
+    "certain_tokens",
     "held_rows",
     "item_bytes",
     "pad_new_tokens",
@@ -63,6 +65,16 @@ def pad_tokens(true_tokens: int) -> int:
     the rounding to 64 comes on top.
     """
     return -(-padme(max(true_tokens, GROUP_TOKENS)) // GROUP_TOKENS) * GROUP_TOKENS
+
+
+def certain_tokens(padded_tokens: int) -> int:
+    """Return the least token count of a size class: what every prompt of that class has at least.
+
+    The inverse of `pad_tokens`, which never falls. Raises LayoutMismatchError for a count that is no size class.
+    """
+    if padded_tokens < 1 or pad_tokens(padded_tokens) != padded_tokens:
+        raise LayoutMismatchError(f"{padded_tokens} tokens are no size class; pad the count first")
+    return 1 + bisect.bisect_left(range(1, padded_tokens + 1), padded_tokens, key=pad_tokens)
 
 
 def padme(size: int) -> int:

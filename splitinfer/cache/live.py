@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -100,13 +100,16 @@ def _is_empty(cache: DynamicCache) -> bool:
     return not any(part.read(x) is not None for i, x in enumerate(cache.layers) for part in kind_of(i, x).parts)
 
 
-def wipe_live(cache: DynamicCache) -> None:
-    """Zero a live cache's memory (best effort). Snapshots that share its tensors are zeroed with it."""
+def wipe_live(cache: DynamicCache, *, keep: Collection[int] = ()) -> None:
+    """Zero a live cache's memory (best effort). Snapshots that share its tensors are zeroed with it.
+
+    `keep` are the addresses of storages that stay as they are (see `snapshot.storages`).
+    """
     with torch.inference_mode():
         for index, layer in enumerate(cache.layers):
             for part in kind_of(index, layer).parts:
                 tensor = part.read(layer)
-                if tensor is not None:
+                if tensor is not None and tensor.untyped_storage().data_ptr() not in keep:
                     zero_storage(tensor)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "require_rows",
     "restore",
     "shape_of",
+    "storages",
     "take",
     "wipe",
 ]
@@ -141,6 +142,11 @@ def wipe(snapshot: CacheSnapshot) -> None:
         for layer in snapshot.layers:
             for tensor in layer.values():
                 zero_storage(tensor)
+
+
+def storages(snapshot: CacheSnapshot) -> frozenset[int]:
+    """Return the addresses of the memory that a snapshot stands in."""
+    return frozenset(x.untyped_storage().data_ptr() for layer in snapshot.layers for x in layer.values())
 
 
 def _taken(index: int, layer: Any, expected: LayerLayout | None, true_tokens: int) -> tuple[LayerLayout, LayerTensors]:

@@ -49,10 +49,11 @@ class Answer:
         """Note an event for the receipt."""
         self._events.append(Event.model_validate({"event": event, "count": count}))
 
-    def cache_pieces(self, packed: PackedCache, remains: Remains) -> Pieces:
-        """Yield the slabs, keep or wipe the cache, yield the receipt that says which."""
+    def cache_pieces(self, packed: PackedCache, remains: Remains, *, prefilled: int) -> Pieces:
+        """Yield the slabs as they come, keep or wipe the cache, yield the receipt that says which."""
         try:
             yield from packed.slabs()
+            self.log("prefilled", prefilled)
             receipt = self._settled(remains)
         finally:
             packed.wipe()
@@ -110,8 +111,12 @@ class Answer:
         data_bytes: int,
         chunk_bytes: int,
         wipe: Callable[[], None],
+        stop: Callable[[], None] = lambda: None,
     ) -> CloudReply:
-        """Seal a reply: manifest, `data_bytes` of pieces, receipt; `wipe` is called when its body is closed."""
+        """Seal a reply: manifest, `data_bytes` of pieces, receipt; `wipe` is called when its body is closed.
+
+        `stop` ends what still computes the pieces; it returns at once and may be called by any thread.
+        """
         head = self._opened.head.manifest
         keys = TransferKeys(bytes.fromhex(head.transfer_id), self._opened.content_key, self._opened.manifest_digest)
         try:
@@ -127,7 +132,7 @@ class Answer:
         except BaseException:
             wipe()
             raise
-        return CloudReply(body.body_bytes, _Body(body, wipe))
+        return CloudReply(body.body_bytes, _Body(body, wipe, stop))
 
     def _receipt(self) -> bytes:
         head = self._opened.head.manifest
@@ -147,10 +152,13 @@ class Answer:
 
 
 class _Body(Iterator[memoryview | bytes]):
-    """A reply's bytes; closing them, even before the first was read, wipes what they are made from."""
+    """A reply's bytes; closing them, even before the first was read, wipes what they are made from.
 
-    def __init__(self, body: SealedBody, wipe: Callable[[], None]) -> None:
-        self._bytes, self._wipe = iter(body), wipe
+    `stop()`, from any thread, ends the wait for bytes that are still to be computed.
+    """
+
+    def __init__(self, body: SealedBody, wipe: Callable[[], None], stop: Callable[[], None]) -> None:
+        self._bytes, self._wipe, self.stop = iter(body), wipe, stop
 
     def __next__(self) -> memoryview | bytes:
         return next(self._bytes)

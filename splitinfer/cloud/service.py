@@ -1,17 +1,17 @@
 """The flow on the recipient, the twin of `flow`: sealed request in, sealed reply out; knows no HTTP.
 
     keyset   -> signed keyset and a one-time nonce
-    prefill  -> request head, sealed manifest, token ids -> prefill -> cache, receipt
+    prefill  -> request head, sealed manifest, token ids -> prefill -> cache while it grows, receipt
     decode   -> request head, sealed manifest, cache -> decode -> token frames, receipt
     close    -> request head, sealed manifest -> receipt
     state    -> how far a transfer is whose connection was lost
     resume   -> the rest of its request, the rest of its reply
 
 What is wrong before the content key is known is raised, and the door answers with a code; what is wrong after it is
-answered by a sealed refusal. Nothing private is kept unless the device lets: then `sessions` has the cache until the
-next turn and the receipt says `kept`; else it is wiped before the receipt says `erased`. Caches of public text stay in
-`prefixes`, for the device that sent it. A transfer whose connection was lost is parked as it is (`parked`), until it
-goes on or its time is over.
+answered by a sealed refusal; a model that fails once the reply has begun breaks it off. Nothing private is kept unless
+the device lets: then `sessions` has the cache until the next turn and the receipt says `kept`; else it is wiped before
+the receipt says `erased`. Caches of public text stay in `prefixes`, for the device that sent it. A transfer whose
+connection was lost is parked as it is (`parked`), until it goes on or its time is over.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Literal
 
 from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Replica
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud.answer import Answer, Pieces
 from splitinfer.cloud.parked import Parking
@@ -129,15 +130,13 @@ class CloudService:
         turn = answer.turn = answer.turn or self._sessions.begin(opened.sender, manifest)
         run = self._prefill if manifest.kind == "prefill" else self._decode
         try:
-            reply = run(opened, manifest, answer, turn)
+            return run(opened, manifest, answer, turn)
         except TransportError:
             # The transfer may go on, and then needs its base.
             raise
         except BaseException:
             turn.drop_base()
             raise
-        turn.drop_base()
-        return reply
 
     def _close(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer) -> CloudReply:
         """Wipe what is held of the session, then answer with the receipt alone."""
@@ -150,21 +149,21 @@ class CloudService:
         return answer.reply(response, pieces, data_bytes=0, chunk_bytes=FRAME_CHUNK_BYTES, wipe=lambda: None)
 
     def _prefill(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer, turn: Turn) -> CloudReply:
-        """Prompt in, cache out. The cache is computed before the first byte of the reply, padding time included."""
+        """Prompt in, cache out, each slab as soon as it may leave; the last ones after the padding time.
+
+        The lock is held a step at a time, so that a long prompt does not keep others waiting.
+        """
         token_ids, root = self._token_ids(opened, manifest, answer)
-        held = turn.base or (self._prefixes.find(opened.sender, token_ids, manifest.steps) if manifest.public else None)
-        snapshot = self._prefilled(token_ids, manifest.steps, held)
-        with self._model_lock:
-            self._engine.burn(manifest.tokens.padded - manifest.tokens.true)
+        held, keep = turn.base, partial(turn.keep, root=root)
+        if manifest.public:
+            held = held or self._prefixes.find(opened.sender, token_ids, manifest.steps)
+            keep = partial(self._prefixes.put, opened.sender, token_ids, manifest.steps)
         reused = held.true_tokens if held else 0
         if reused:
             answer.log("reused", reused)
-        answer.log("prefilled", manifest.tokens.true - reused)
-        keep = partial(turn.keep, root=root)
-        if manifest.public:
-            keep = partial(self._prefixes.put, opened.sender, token_ids, manifest.steps)
-        remains = Remains(snapshot, keep)
-        packed = _packed(snapshot, manifest, remains)
+        cache = self._grown(token_ids, manifest, held)
+        remains = Remains(cache, keep, base=None if cache is held else held)
+        packed = _packed(cache, manifest, remains)
         total = packed.size_bytes
         coded_bytes = total if packed.is_variable else None
         response = self._response(answer, kind="cache", manifest=manifest, coded_bytes=coded_bytes)
@@ -175,10 +174,11 @@ class CloudService:
 
         return answer.reply(
             response,
-            answer.cache_pieces(packed, remains),
+            answer.cache_pieces(packed, remains, prefilled=manifest.tokens.true - reused),
             data_bytes=total,
             chunk_bytes=schedule.cache_chunk_bytes(total),
             wipe=forget,
+            stop=remains.stop,
         )
 
     def _token_ids(
@@ -196,18 +196,24 @@ class CloudService:
         answer.log("opened", 1)
         return (0,) * base + verified.payload, verified.ciphertext_root.hex()
 
-    def _prefilled(
-        self, token_ids: tuple[int, ...], steps: Sequence[tuple[int, int]], held: CacheSnapshot | None
-    ) -> CacheSnapshot:
-        """Prefill onto what is held, with the lock held a step at a time, so that others need not wait for it all."""
-        snapshot, done = held, held.true_tokens if held else 0
-        for step in steps:
-            if step[0] >= done:
-                with self._model_lock:
-                    snapshot = self._engine.prefill(token_ids, steps=[step], onto=snapshot)
-        if snapshot is None:
-            raise LayoutMismatchError("a prefill request names no steps")
-        return snapshot
+    def _grown(
+        self, token_ids: tuple[int, ...], manifest: RequestManifest, held: CacheSnapshot | None
+    ) -> CacheSnapshot | GrowingCache:
+        """Prefill onto what is held, in a thread; where all is held, only the padding time is spent."""
+        steps = [step for step in manifest.steps if held is None or step[0] >= held.true_tokens]
+        padded = manifest.tokens.padded
+        if steps or held is None:
+            return self._engine.start_prefill(
+                token_ids,
+                steps=steps,
+                onto=held,
+                padded_tokens=padded,
+                base_tokens=manifest.session.base_tokens,
+                guard=self._model_lock,
+            )
+        with self._model_lock:
+            self._engine.burn(padded - held.true_tokens)
+        return held
 
     def _decode(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer, turn: Turn) -> CloudReply:
         """Cache in, tokens out; each token's frame is sealed as soon as the token exists."""
@@ -228,6 +234,7 @@ class CloudService:
         answer.log("opened", 1)
         if turn.base is not None:
             answer.log("reused", turn.base.true_tokens)
+            turn.drop_base()
         remains = Remains(snapshot, partial(turn.keep, root=verified.ciphertext_root.hex()))
         try:
             with self._model_lock:
@@ -312,10 +319,10 @@ class _Nothing:
         """Do nothing."""
 
 
-def _packed(snapshot: CacheSnapshot, manifest: RequestManifest, remains: Remains) -> PackedCache:
+def _packed(cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, remains: Remains) -> PackedCache:
     try:
         return codec.pack(
-            snapshot,
+            cache,
             codec=manifest.codec,
             padded_tokens=manifest.tokens.padded,
             base_tokens=manifest.session.base_tokens,

@@ -12,6 +12,7 @@ from splitinfer.schedule import (
     RANGE_TOKENS,
     SlabSpec,
     cache_chunk_bytes,
+    certain_tokens,
     held_rows,
     item_bytes,
     pad_new_tokens,
@@ -72,6 +73,19 @@ def test_all_counts_of_one_class_are_padded_alike(tokens: int) -> None:
 def test_padding_agrees_with_the_paper() -> None:
     for tokens in range(64, 20_000):
         assert pad_tokens(tokens) == -(-padme(tokens) // 64) * 64
+
+
+def test_certain_tokens_is_the_least_count_of_every_class() -> None:
+    least: dict[int, int] = {}
+    for tokens in range(1, 70_001):
+        least.setdefault(pad_tokens(tokens), tokens)
+    assert {padded: certain_tokens(padded) for padded in least} == least
+
+
+@pytest.mark.parametrize("padded", [0, -64, 63, 65, 1100, 2112])
+def test_count_that_is_no_size_class_has_no_certain_tokens(padded: int) -> None:
+    with pytest.raises(LayoutMismatchError, match="no size class"):
+        certain_tokens(padded)
 
 
 def test_short_prompts_are_all_alike() -> None:
