@@ -114,13 +114,6 @@ class Outbound:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._room = threading.Semaphore(_QUEUED_PIECES)
         self._is_abandoned = False
-        self._stop: Callable[[], None] | None = None
-
-    def stop_by(self, stop: Callable[[], None]) -> None:
-        """Have `stop` called when nobody waits for the reply any more; it returns at once (worker side)."""
-        self._stop = stop
-        if self._is_abandoned:
-            stop()
 
     def put(self, event: Head | bytes) -> None:
         """Hand over an event as soon as there is room; raises AbandonedError (worker side)."""
@@ -141,11 +134,9 @@ class Outbound:
         return event
 
     def abandon(self) -> None:
-        """Say that nobody waits for the reply; a worker that computes it stops, its next put raises (loop side)."""
+        """Say that nobody waits for the reply; the worker's next put raises (loop side)."""
         self._is_abandoned = True
         self._room.release()
-        if self._stop is not None:
-            self._stop()
 
 
 def start_call(
@@ -170,9 +161,6 @@ def start_call(
 def _work(cloud: Cloud, route: Route, inbound: Inbound, outbound: Outbound) -> None:
     reply = cloud.handle(route, inbound)
     try:
-        stop = getattr(reply.body, "stop", None)
-        if stop is not None:
-            outbound.stop_by(stop)
         _hand_over(reply, outbound)
     finally:
         # Closing says that this connection is over; only this thread may do it.

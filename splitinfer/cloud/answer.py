@@ -111,12 +111,8 @@ class Answer:
         data_bytes: int,
         chunk_bytes: int,
         wipe: Callable[[], None],
-        stop: Callable[[], None] = lambda: None,
     ) -> CloudReply:
-        """Seal a reply: manifest, `data_bytes` of pieces, receipt; `wipe` is called when its body is closed.
-
-        `stop` ends what still computes the pieces; it returns at once and may be called by any thread.
-        """
+        """Seal a reply: manifest, `data_bytes` of pieces, receipt; `wipe` is called when its body is closed."""
         head = self._opened.head.manifest
         keys = TransferKeys(bytes.fromhex(head.transfer_id), self._opened.content_key, self._opened.manifest_digest)
         try:
@@ -132,7 +128,7 @@ class Answer:
         except BaseException:
             wipe()
             raise
-        return CloudReply(body.body_bytes, _Body(body, wipe, stop))
+        return CloudReply(body.body_bytes, _Body(body, wipe))
 
     def _receipt(self) -> bytes:
         head = self._opened.head.manifest
@@ -152,13 +148,10 @@ class Answer:
 
 
 class _Body(Iterator[memoryview | bytes]):
-    """A reply's bytes; closing them, even before the first was read, wipes what they are made from.
+    """A reply's bytes; closing them, even before the first was read, wipes what they are made from."""
 
-    `stop()`, from any thread, ends the wait for bytes that are still to be computed.
-    """
-
-    def __init__(self, body: SealedBody, wipe: Callable[[], None], stop: Callable[[], None]) -> None:
-        self._bytes, self._wipe, self.stop = iter(body), wipe, stop
+    def __init__(self, body: SealedBody, wipe: Callable[[], None]) -> None:
+        self._bytes, self._wipe = iter(body), wipe
 
     def __next__(self) -> memoryview | bytes:
         return next(self._bytes)

@@ -40,12 +40,6 @@ class Remains:
         wipe(snapshot)
         return 0
 
-    def stop(self) -> None:
-        """Let a cache that grows grow no further; returns at once, from any thread."""
-        cache = self._cache
-        if isinstance(cache, GrowingCache):
-            cache.stop()
-
     def wipe(self) -> None:
         """End badly, or after `settle`: nothing more is kept."""
         cache = self._taken()

@@ -178,7 +178,6 @@ class CloudService:
             data_bytes=total,
             chunk_bytes=schedule.cache_chunk_bytes(total),
             wipe=forget,
-            stop=remains.stop,
         )
 
     def _token_ids(

@@ -49,8 +49,10 @@ def watching(
     """
     last = _last_caching_layer(cache) if ends_early else None
     # Layers of states alone have no `update`.
-    storing = {i: x for i, x in enumerate(cache.layers) if hasattr(x, "update") and type(x) is not DummyLayer}
-    watched = storing if stored is not None else {i: x for i, x in storing.items() if x is last}
+    storing: dict[int, Any] = {
+        i: x for i, x in enumerate(cache.layers) if hasattr(x, "update") and type(x) is not DummyLayer
+    }
+    watched: dict[int, Any] = storing if stored is not None else {i: x for i, x in storing.items() if x is last}
     for index, layer in watched.items():
         # On the instance: the layer keeps its class, by which a snapshot knows it.
         layer.update = _followed(layer.update, index, stored, ends=layer is last)

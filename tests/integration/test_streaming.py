@@ -16,7 +16,7 @@ from splitinfer import codec, schedule
 from splitinfer.answer import Answer
 from splitinfer.cache.early_rows import EarlyRows
 from splitinfer.cache.growing import GrowingCache
-from splitinfer.codec.packed import FixedPacked
+from splitinfer.cloud.parked import Parking
 from splitinfer.errors import ModelError, TransportError
 from splitinfer.handoff import Label
 from splitinfer.model.engine import Engine
@@ -149,23 +149,23 @@ def test_slabs_arrive_before_the_last_step_and_held_ones_after_the_padding(
     assert list(events) == ["received", "opened", "prefilled" if mode == "sealed-prefill" else "decoded", "erased"]
 
 
-def test_client_that_leaves_stops_the_prefill_and_the_cloud_serves_on(
+def test_client_that_leaves_is_waited_for_and_giving_it_up_stops_the_prefill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides, watch = Sides(tmp_path, "sealed-prefill"), Watched(monkeypatch)
-    wiped, started = threading.Event(), list[GrowingCache]()
-    start, wipe = Engine.start_prefill, FixedPacked.wipe
+    parked, started = threading.Event(), list[GrowingCache]()
+    start, rest = Engine.start_prefill, Parking._rest
 
     def noting(engine: Engine, *args: Any, **keywords: Any) -> GrowingCache:
         started.append(start(engine, *args, **keywords))
         return started[-1]
 
-    def wipe_and_tell(packed: FixedPacked) -> None:
-        wipe(packed)
-        wiped.set()
+    def rest_and_tell(parking: Parking, *args: Any) -> None:
+        rest(parking, *args)
+        parked.set()
 
     monkeypatch.setattr(Engine, "start_prefill", noting)
-    monkeypatch.setattr(FixedPacked, "wipe", wipe_and_tell)
+    monkeypatch.setattr(Parking, "_rest", rest_and_tell)
     gate = Turnstile(sides.embedding())
     gate.open(2)
     published: list[Any] = []
@@ -175,22 +175,25 @@ def test_client_that_leaves_stops_the_prefill_and_the_cloud_serves_on(
             published.extend(started[0]._tensors.values())
             raise KeyboardInterrupt
 
-    with sides.served() as door:
+    with sides.served() as door, ThreadPoolExecutor(1) as executor:
         watch.at_slab = leave
         with pytest.raises(KeyboardInterrupt):
             sides.run()
         assert sides.outcome() == ("aborted", "interrupted")
+        gate.open(3)
+        assert parked.wait(PATIENCE_SECONDS)
+        assert published
+        assert all(tensor.any() for tensor in published)
+        giving_up = executor.submit(sides.service.close)
         with started[0]._changed:
             assert started[0]._changed.wait_for(lambda: started[0]._is_stopping, PATIENCE_SECONDS)
-        gate.open(3)
-        assert wiped.wait(PATIENCE_SECONDS)
-        # The third step may not have been reached; if it was, it ended at its first layer.
-        assert gate.arrived <= 3
-        assert published
+        gate.open()
+        giving_up.result(PATIENCE_SECONDS)
+        # The step at the gate ended at its first layer.
+        assert gate.arrived <= 4
         assert not any(tensor.any() for tensor in published)
         assert not sides.service._model_lock.locked()
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefill")]
-        gate.open()
         watch.at_slab = lambda _: None
         assert sides.run().receipt is not None
     assert "outcome=aborted" in door.log.getvalue()

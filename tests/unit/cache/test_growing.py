@@ -295,6 +295,7 @@ def test_wipe_zeroes_what_was_published_and_joins_the_thread(gate: Gate) -> None
     cache = growing_of(LAYOUT, TOKENS, gate)
     tensors = [cache.tensor(spec) for spec in EARLY]
     assert all(tensor.any() for tensor in tensors)
+    cache.stop()
     gate.go.set()
     cache.wipe()
     cache.wipe()

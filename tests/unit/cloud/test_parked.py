@@ -89,7 +89,7 @@ class Scene:
         source = Bytes(sent.data) if cut is None else Losing(sent.data[:cut])
         opened = open_request(source, self.pair.recipient)
         sent.key = key_of(opened)
-        answer: Any = SimpleNamespace(was_refused=False)
+        answer: Any = SimpleNamespace(was_refused=False, wipe=lambda: None)
         return self.parking.begin(opened, answer, lambda: self._answer(opened, sent))
 
     def lost(self, *, chunks: int, key: Ed25519PrivateKey | None = None) -> Sent:
@@ -354,7 +354,7 @@ def test_a_refused_transfer_does_not_go_on() -> None:
     scene = Scene()
     sent = scene.seal()
     opened = open_request(Bytes(sent.data), scene.pair.recipient)
-    refusing: Any = SimpleNamespace(was_refused=True)
+    refusing: Any = SimpleNamespace(was_refused=True, wipe=lambda: None)
     take(scene.parking.begin(opened, refusing, lambda: CloudReply(4, iter([HEAD]))), 0)
     assert scene.state(sent).state == "refused"
     with pytest.raises(ReplayError):
@@ -373,7 +373,7 @@ def test_a_connection_that_is_still_served_is_busy(monkeypatch: pytest.MonkeyPat
         return CloudReply(0, iter([]))
 
     def run() -> None:
-        answer: Any = SimpleNamespace(was_refused=False)
+        answer: Any = SimpleNamespace(was_refused=False, wipe=lambda: None)
         with pytest.raises(TransportError):
             scene.parking.begin(opened, answer, held)
 
@@ -468,7 +468,7 @@ def test_what_failed_while_it_was_made_does_not_go_on() -> None:
         yield HEAD
         raise ZeroDivisionError
 
-    answer: Any = SimpleNamespace(was_refused=False)
+    answer: Any = SimpleNamespace(was_refused=False, wipe=lambda: None)
     reply = scene.parking.begin(opened, answer, lambda: CloudReply(500, failing()))
     with pytest.raises(ZeroDivisionError):
         joined(reply.body)
