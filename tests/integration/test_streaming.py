@@ -168,11 +168,9 @@ def test_client_that_leaves_is_waited_for_and_giving_it_up_stops_the_prefill(
     monkeypatch.setattr(Parking, "_rest", rest_and_tell)
     gate = Turnstile(sides.embedding())
     gate.open(2)
-    published: list[Any] = []
 
     def leave(number: int) -> None:
         if number == 3:
-            published.extend(started[0]._tensors.values())
             raise KeyboardInterrupt
 
     with sides.served() as door, ThreadPoolExecutor(1) as executor:
@@ -182,6 +180,9 @@ def test_client_that_leaves_is_waited_for_and_giving_it_up_stops_the_prefill(
         assert sides.outcome() == ("aborted", "interrupted")
         gate.open(3)
         assert parked.wait(PATIENCE_SECONDS)
+        # No layer stores anything more before the gate opens.
+        gate.wait_for(4)
+        published = list(started[0]._tensors.values())
         assert published
         assert all(tensor.any() for tensor in published)
         giving_up = executor.submit(sides.service.close)
