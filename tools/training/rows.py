@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tools.training.corpus.fixed import fixed_texts
-from tools.training.corpus.marked import Fact, Span, capitalised
-from tools.training.corpus.prompts import Context, Kind, make_context
-from tools.training.corpus.questions import Question, Source
+from tools.corpus.fixed import fixed_texts
+from tools.corpus.marked import Fact, Span, capitalised
+from tools.corpus.prompts import Context, Kind, make_context
+from tools.corpus.questions import Question, Source
 
 __all__ = [
     "AIMS",

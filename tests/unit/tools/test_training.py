@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.training.corpus.marked import Span
+from tools.corpus.marked import Span
 from tools.training.export import export, llama
 from tools.training.initialisation import initialise
 from tools.training.loop import Trainer, look_losses, token_loss
