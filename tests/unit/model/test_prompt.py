@@ -49,8 +49,8 @@ def test_corpus_prompts_have_the_ids_of_training():
     for segments, _ in held_out_prompts(10, seed=5):
         expected = [1]
         for segment in segments:
-            blank = " " if segment.role is Role.QUESTION else ""
-            expected += [marks[segment.role], *encode(blank + segment.text).ids]
+            text = f" {segment.text}" if segment.role is Role.QUESTION else f"{segment.text}\n"
+            expected += [marks[segment.role], *encode(text).ids]
         assert list(tokenize(EMBEDDED, segments).token_ids) == [*expected, 6]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tools.training.corpus.drawer import Drawer
-from tools.training.corpus.marked import Fact, Span, capitalised, fill
+from tools.corpus.drawer import Drawer
+from tools.corpus.marked import Fact, Span, capitalised, fill
 
 __all__ = ["TEMPLATES", "Question", "Source", "ask", "ask_alone", "ask_through"]
 

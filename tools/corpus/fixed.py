@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tools.training.corpus import notes, questions, tables, words
-from tools.training.corpus.note_kinds import NOTE_KINDS, free_name_labels
-from tools.training.corpus.table_kinds import TABLE_KINDS
+from tools.corpus import notes, questions, tables, words
+from tools.corpus.note_kinds import NOTE_KINDS, free_name_labels
+from tools.corpus.table_kinds import TABLE_KINDS
 
 __all__ = ["fixed_texts"]
 
