@@ -31,6 +31,8 @@ from server.run import serve
 from server.settings import make_settings
 from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import identity_sha256
+from splitinfer.cache.early_rows import EarlyRows
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, shape_of
 from splitinfer.cloud import CloudService
 from splitinfer.egress.gate import Gate, Intent, Outcome, Permit
@@ -134,13 +136,15 @@ class StandInEngine:
             self._cache = RandomCache(self.layout, tokens)
         self.snapshot = self._cache.filled()
 
-    def prefill(
-        self, _token_ids: Sequence[int], *, steps: Sequence[tuple[int, int]], onto: object = None, **_: object
-    ) -> CacheSnapshot:
-        """Hand over the cache that was prepared."""
-        if self.snapshot is None or self.snapshot.true_tokens != steps[-1][1] or onto is not None:
+    def start_prefill(
+        self, _token_ids: Sequence[int], *, steps: Sequence[tuple[int, int]], padded_tokens: int, **_: object
+    ) -> GrowingCache:
+        """Hand over the cache that was prepared, as one that has grown already."""
+        snapshot = self.snapshot
+        if snapshot is None or snapshot.true_tokens != steps[-1][1]:
             raise RuntimeError("prepare a cache of as many tokens first, and prefill them in one step")
-        return self.snapshot
+        rule = EarlyRows.of(self.layout, padded_tokens=padded_tokens, steps=steps)
+        return GrowingCache(rule, lambda _: snapshot, true_tokens=snapshot.true_tokens)
 
     def burn(self, tokens: int) -> None:
         """Do nothing."""
