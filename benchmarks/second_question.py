@@ -116,7 +116,7 @@ def ask_all(model: Path, base: Path, tokens: int) -> tuple[list[Answer], int]:
     prompts = questions(document(engine, tokens))
     with (
         cloud_process(model, home=base / "cloud", device=home.path) as process,
-        Session.open(_policy(base, model), home=home, engine=engine) as session,
+        Session.open(_policy(base, model), home=home, engine=engine, remember=False) as session,
     ):
         progress("first question")
         answers = [session.run(prompts[0], max_new_tokens=MAX_NEW_TOKENS)]

@@ -357,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help=f"prompt tokens (default {TOKENS})")
     parser.add_argument("--layers", type=int, default=4, metavar="N", help="layers of the model (default 4)")
     parser.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="rounds, of which the best counts (default 3)"
+        "--rounds", type=int, default=1, metavar="N", help="rounds, of which the best counts (default 1)"
     )
     parser.add_argument("--quick", action="store_true", help="one round, one share, few tokens: whether it works")
     parser.add_argument("--timeline", type=Path, metavar="FILE", help="write all timelines as JSON")

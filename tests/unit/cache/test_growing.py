@@ -59,11 +59,13 @@ class Gate:
 
     def __init__(self, snapshot: CacheSnapshot) -> None:
         self.snapshot, self.go, self.log = snapshot, threading.Event(), list[str]()
+        self.stands = threading.Event()
 
     def __call__(self, cache: GrowingCache) -> CacheSnapshot:
         grow(cache, self.snapshot)
         layers = len(self.snapshot.layout.layers)
         cache.grew(pad_tokens(self.snapshot.true_tokens) * layers)
+        self.stands.set()
         assert self.go.wait(PATIENCE_SECONDS)
         self.log.append("over")
         cache.grew(pad_tokens(self.snapshot.true_tokens) * layers)
@@ -293,6 +295,7 @@ def test_stop_ends_the_computing_thread_and_wakes_the_reader(gate: Gate) -> None
 
 def test_wipe_zeroes_what_was_published_and_joins_the_thread(gate: Gate) -> None:
     cache = growing_of(LAYOUT, TOKENS, gate)
+    assert gate.stands.wait(PATIENCE_SECONDS)
     tensors = [cache.tensor(spec) for spec in EARLY]
     assert all(tensor.any() for tensor in tensors)
     cache.stop()
