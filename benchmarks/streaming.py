@@ -77,11 +77,6 @@ class Timeline:
         """Return the seconds since the request."""
         return time.perf_counter() - self.began
 
-    @property
-    def wire_seconds(self) -> float:
-        """Return the time from the first byte of the cache to the last."""
-        return self.wire[-1][0] - self.wire[0][0] if self.wire else 0.0
-
 
 class PacedLink:
     """A TCP proxy on loopback that lets `bytes_per_second` pass in the direction of the cache, and notes them."""

@@ -174,7 +174,7 @@ class Flow:
         """Prefill here what a broken transfer did not bring."""
         self._progress.notes.append(part.note)
         self._progress.prefilled_by_cloud_tokens = part.new_tokens
-        self._progress.base_tokens = part.tokens - part.new_tokens
+        self._progress.base_tokens = part.base_tokens
         self._progress.origin = Origin(self._device.pinned_sha256, part.transfer_id, part.received_root)
         steps = part.left(self._plan.steps)
         return self._prefill(steps, onto=part.cache) if steps else part.cache

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from splitinfer.cache.snapshot import CacheSnapshot
+from splitinfer.cache.snapshot import CacheSnapshot, storages
 
 __all__ = ["copied", "memory_bytes", "shares_memory"]
 
 
 def memory_bytes(snapshot: CacheSnapshot) -> int:
     """Return the bytes of memory behind a snapshot, rows outside its views included, each storage counted once."""
-    return sum(_storages(snapshot).values())
+    return sum(storages(snapshot).values())
 
 
 def copied(snapshot: CacheSnapshot) -> CacheSnapshot:
@@ -26,9 +26,4 @@ def copied(snapshot: CacheSnapshot) -> CacheSnapshot:
 
 def shares_memory(one: CacheSnapshot, other: CacheSnapshot) -> bool:
     """Tell whether wiping one would change the other."""
-    return not _storages(one).keys().isdisjoint(_storages(other).keys())
-
-
-def _storages(snapshot: CacheSnapshot) -> dict[int, int]:
-    storages = (tensor.untyped_storage() for layer in snapshot.layers for tensor in layer.values())
-    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
+    return not storages(one).keys().isdisjoint(storages(other).keys())

@@ -144,9 +144,10 @@ def wipe(snapshot: CacheSnapshot) -> None:
                 zero_storage(tensor)
 
 
-def storages(snapshot: CacheSnapshot) -> frozenset[int]:
-    """Return the addresses of the memory that a snapshot stands in."""
-    return frozenset(x.untyped_storage().data_ptr() for layer in snapshot.layers for x in layer.values())
+def storages(snapshot: CacheSnapshot) -> dict[int, int]:
+    """Return the memory that a snapshot stands in: bytes by address, each storage once, empty ones left out."""
+    found = (tensor.untyped_storage() for layer in snapshot.layers for tensor in layer.values())
+    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
 
 
 def _taken(index: int, layer: Any, expected: LayerLayout | None, true_tokens: int) -> tuple[LayerLayout, LayerTensors]:

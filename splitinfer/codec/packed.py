@@ -21,7 +21,36 @@ __all__ = ["FixedPacked", "VariablePacked"]
 _ZEROS = bytes(64 * 1024)
 
 
-class FixedPacked:
+class _Packed:
+    """What both kinds have: the source and its coders, the slabs that there are, and whose the source is."""
+
+    def __init__(
+        self, source: CacheSource, coders: Coders, *, padded_tokens: int, base_tokens: int, is_shared: bool
+    ) -> None:
+        require_counts(source.true_tokens, padded_tokens, base_tokens)
+        self._source: CacheSource | None = source
+        self._layout, self._true_tokens, self._coders = source.layout, source.true_tokens, coders
+        self._is_shared = is_shared
+        self._specs = tuple(schedule.slabs(source.layout, padded_tokens, base_tokens))
+
+    @property
+    def layout(self) -> CacheLayout:
+        """Return the layout that was packed."""
+        return self._layout
+
+    @property
+    def true_tokens(self) -> int:
+        """Return how many rows are tokens; later rows are padding, and zero."""
+        return self._true_tokens
+
+    def _let_go(self) -> None:
+        """Drop the source, zeroed unless it is shared."""
+        if self._source is not None and not self._is_shared:
+            self._source.wipe()
+        self._source = None
+
+
+class FixedPacked(_Packed):
     """Slabs whose lengths follow from the layout, made one at a time; implements `handoff.PackedCache`.
 
     Memory: the source's cache and one slab.
@@ -38,23 +67,9 @@ class FixedPacked:
         base_tokens: int = 0,
         is_shared: bool = False,
     ) -> None:
-        require_counts(source.true_tokens, padded_tokens, base_tokens)
-        self._is_shared = is_shared
-        self._source: CacheSource | None = source
-        self._layout, self._true_tokens, self._coders = source.layout, source.true_tokens, coders
-        self._specs = tuple(schedule.slabs(source.layout, padded_tokens, base_tokens))
+        super().__init__(source, coders, padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
         self._sizes = [coders.size_bytes(source.layout, spec) for spec in self._specs]
         self._scratch = torch.empty(max(self._sizes, default=0), dtype=torch.uint8)
-
-    @property
-    def layout(self) -> CacheLayout:
-        """Return the layout that was packed."""
-        return self._layout
-
-    @property
-    def true_tokens(self) -> int:
-        """Return how many rows are tokens; later rows are padding, and zero."""
-        return self._true_tokens
 
     @property
     def size_bytes(self) -> int:
@@ -76,14 +91,12 @@ class FixedPacked:
 
     def wipe(self) -> None:
         """Zero the scratch memory and the source, unless that is shared, and refuse further use."""
-        if self._source is not None and not self._is_shared:
-            self._source.wipe()
+        self._let_go()
         self._scratch.zero_()
         self._coders.wipe()
-        self._source = None
 
 
-class VariablePacked:
+class VariablePacked(_Packed):
     """Slabs whose lengths depend on their contents, made at once; implements `handoff.PackedCache`.
 
     A slab is its 4-byte little-endian length and so many bytes; after the last, zeros fill the size class of them all.
@@ -101,17 +114,13 @@ class VariablePacked:
         base_tokens: int = 0,
         is_shared: bool = False,
     ) -> None:
-        require_counts(source.true_tokens, padded_tokens, base_tokens)
-        self._is_shared = is_shared
-        self._source = source
-        self._layout, self._true_tokens, self._coders = source.layout, source.true_tokens, coders
+        super().__init__(source, coders, padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
         self._coded: list[bytearray] | None = []
-        specs = tuple(schedule.slabs(source.layout, padded_tokens, base_tokens))
         scratch = torch.empty(
-            max((coders.size_bytes(source.layout, spec) for spec in specs), default=0), dtype=torch.uint8
+            max((coders.size_bytes(source.layout, spec) for spec in self._specs), default=0), dtype=torch.uint8
         )
         try:
-            for spec in specs:
+            for spec in self._specs:
                 size = _encode(source, coders, spec, scratch[: coders.size_bytes(source.layout, spec)])
                 slab = bytearray(size.to_bytes(LENGTH_BYTES, "little"))
                 slab += scratch[:size].numpy().data
@@ -120,16 +129,6 @@ class VariablePacked:
             scratch.zero_()
             coders.wipe()
         self._used_bytes = sum(map(len, self._coded))
-
-    @property
-    def layout(self) -> CacheLayout:
-        """Return the layout that was packed."""
-        return self._layout
-
-    @property
-    def true_tokens(self) -> int:
-        """Return how many rows are tokens; later rows are padding, and zero."""
-        return self._true_tokens
 
     @property
     def size_bytes(self) -> int:
@@ -155,8 +154,7 @@ class VariablePacked:
         """Zero the coded bytes and the source, unless that is shared, and refuse further use."""
         for slab in self._coded or []:
             slab[:] = bytes(len(slab))
-        if self._coded is not None and not self._is_shared:
-            self._source.wipe()
+        self._let_go()
         self._coded = None
 
 
