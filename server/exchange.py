@@ -92,6 +92,9 @@ class Exchange(Response):
             return
         if not is_there:
             return
+        if self._door.is_draining:
+            await Problem(503, "draining")(scope, begun.receive, send)
+            return
         # Only now: whoever sends half a head, and proves nothing, keeps nobody else out.
         if not self._lane.slots.take():
             await Problem(429, "remote_busy")(scope, begun.receive, send)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 __all__ = ["add_command", "add_group", "print_facts"]
 
-Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+# The class takes parameters for type checkers only.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_group(subparsers: Commands, name: str, *, summary: str, description: str, epilog: str) -> Commands:

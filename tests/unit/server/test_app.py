@@ -189,6 +189,27 @@ def test_half_a_head_takes_no_slot(start: bytes, path: str) -> None:
         assert status == 200
 
 
+def test_a_door_that_drains_while_a_head_is_awaited_refuses() -> None:
+    app = create_app(EchoCloud(), ServerSettings())
+
+    async def ask() -> int:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            app.state.door.is_draining = True
+            return {"type": "http.request", "body": command("make 1"), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-length", str(len(command("make 1"))).encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/prefill", "headers": headers, "query_string": b""}
+        await app(scope, receive, send)
+        return int(sent[0]["status"])
+
+    assert asyncio.run(ask()) == 503
+
+
 def test_silence_within_the_head_of_a_body_is_a_timeout() -> None:
     with served(EchoCloud(), read_timeout_seconds=0.3) as door:
         status, _, body = parts(raw_request(door.port, post(b"\0\0\x10\0" + b"x" * 100)[:-50]))
