@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from splitinfer.egress.gate import Permit
+from splitinfer.noise.certificate import Certificate
 from splitinfer.sealing.receipt import Receipt
 
 __all__ = ["Answer", "EgressSummary"]
@@ -48,6 +49,7 @@ class Answer:
     `exact` tells whether both sides had equal numerics and the codec is bit-exact, so that the tokens are those of
     mode `local`. `receipt` is the recipient's signed receipt, checked against the log, or None where nothing left.
     `is_reused` tells that the public text's cache came from the device's store, so that nothing left in this run.
+    `certificate` says what a noised release promised, None where nothing was noised.
     """
 
     mode: str
@@ -69,6 +71,7 @@ class Answer:
     audit_root: str
     is_reused: bool = False
     note: str | None = None
+    certificate: Certificate | None = None
 
     @property
     def private_tokens(self) -> int:
@@ -101,4 +104,5 @@ class Answer:
             "audit_size": self.audit_size,
             "audit_root": self.audit_root,
             "note": self.note,
+            "certificate": self.certificate.to_json() if self.certificate else None,
         }

@@ -10,7 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from splitinfer.attestation.appraise import SeenKeysets
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
+from splitinfer.home.distances import DistanceFile
 from splitinfer.model.engine import Engine
+from splitinfer.noise.certificate import Measured
 from splitinfer.store import CacheStore
 from trust_models.policy import Policy
 
@@ -22,6 +24,8 @@ class Device:
     """What a session lends to every run. `transport` is None where the mode has no other side.
 
     `store` is None where no cache is kept: in every mode but `public-prefix`, or where policy or caller say so.
+    `distances` are the sensitivities found before, None where each run finds its own; `measured` is what an evaluation
+    found of this policy on this model, where there was one.
     """
 
     policy: Policy
@@ -36,6 +40,8 @@ class Device:
     session_id: str
     on_prefill: Callable[[int, int], None] | None = None
     store: CacheStore | None = None
+    distances: DistanceFile | None = None
+    measured: Measured | None = None
 
     def prefill_progress(self, total: int) -> Callable[[int], None] | None:
         """Return what the engine calls with the number of prompt tokens done so far."""

@@ -6,6 +6,7 @@
                      (or, without a permit, the cache that the store kept of the same tokens)
     sealed-prefill   permit -> prompt up, its cache down -> decode here
     sealed-decode    prefill here -> permit -> cache up, tokens down
+    noised-decode    charge -> noise -> prefill here on noised rows -> permit -> cache up, tokens down
 
 Nothing reaches the cloud but through `egress.gate`, and nothing from it is used before `receive` has checked it.
 """
@@ -24,13 +25,16 @@ from splitinfer.device import Device
 from splitinfer.egress.gate import Intent, Outcome, Status
 from splitinfer.errors import (
     EgressDeniedError,
+    PolicyError,
     RemoteRefusedError,
     SplitInferError,
     TransportError,
     UsageError,
 )
 from splitinfer.exchange import Ask, Common, Exchange, decode_ask, prefill_ask
-from splitinfer.handoff import Label, SamplingParams, Segment
+from splitinfer.handoff import Label, PackedCache, PromptTokens, SamplingParams, Segment
+from splitinfer.noise.certificate import Certificate
+from splitinfer.noised import release, with_public_end
 from splitinfer.placement import Plan, Step, place
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply
@@ -64,6 +68,7 @@ class _Progress:
     egress: EgressSummary = field(default_factory=EgressSummary)
     exchange: Exchange | None = None
     generation: int = 0
+    certificate: Certificate | None = None
 
     def saw_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -87,15 +92,25 @@ class Flow:
 
     def run(self) -> Generator[str, None, None]:
         """Label, tokenise, plan, run the mode; yields text pieces."""
-        policy = self._device.policy
         self._progress.started = time.perf_counter()
-        self._prompt = self._engine.tokenize([_labelled(policy, segment) for segment in self._segments])
+        self._prompt = self._tokenized()
         self._plan = self._placed()
         for piece in self._mode_pieces():
             if piece:
                 self._progress.text.append(piece)
                 yield piece
         self.answer = self._finished()
+
+    def _tokenized(self) -> PromptTokens:
+        policy = self._device.policy
+        prompt = self._engine.tokenize([_labelled(policy, segment) for segment in self._segments])
+        if policy.noise is None:
+            return prompt
+        try:
+            return with_public_end(self._engine, prompt, policy.noise)
+        except (EgressDeniedError, PolicyError) as error:
+            self._device.gate.deny(error, mode=policy.mode.value, policy_sha256=policy.digest)
+            raise
 
     def _placed(self) -> Plan:
         policy, limit = self._device.policy, self._engine.max_positions
@@ -110,6 +125,8 @@ class Flow:
             yield from self._local()
             return
         remote = self._sealed_decode if self._plan.decode_on == "cloud" else self._cloud_prefill
+        if MODES[self._plan.mode].is_noised:
+            remote = self._noised_decode
         try:
             yield from remote()
         except TransportError:
@@ -117,6 +134,8 @@ class Flow:
                 raise
             self._progress.mode, self._progress.is_fallback = TrustMode.LOCAL, True
             self._progress.is_exact = True
+            if self._progress.certificate:
+                self._progress.certificate = replace(self._progress.certificate, answer_is_seen=False)
             yield from self._local()
 
     def _may_fall_back(self) -> bool:
@@ -183,6 +202,33 @@ class Flow:
             ask = decode_ask(self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params)
             with self._permitted(ask) as exchange:
                 reply = self._send(exchange, ask)
+                for frame in exchange.receive_frames(reply):
+                    for token_id in frame.token_ids:
+                        self._progress.saw_token(token_id)
+                        yield stream.push(token_id)
+                    if frame.kind is FrameKind.END:
+                        self._progress.finish_reason = frame.finish_reason
+        finally:
+            packed.wipe()
+        yield stream.finish()
+
+    def _noised_decode(self) -> Iterator[str]:
+        """Pay, noise, prefill here on what is left, cache up, tokens down; the first token fed is a public one."""
+        ids, plan, policy = self._prompt.token_ids, self._plan, self._device.policy
+        noised = release(self._device, self._prompt)
+        self._progress.certificate = noised.certificate
+        progress = self._device.prefill_progress(len(ids) - 1)
+        snapshot = self._engine.prefill(ids, steps=plan.device_steps, progress=progress, rows=noised.rows)
+        padded = schedule.pad_tokens(snapshot.true_tokens)
+        self._engine.burn(padded - snapshot.true_tokens)
+        stream = self._engine.text_stream(self._params.stop)
+        packed = _packed(snapshot, codec_name=policy.transfer.codec, padded_tokens=padded)
+        try:
+            ask = decode_ask(self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params)
+            with self._permitted(ask) as exchange:
+                reply = self._send(exchange, ask)
+                # Noise makes other tokens than mode `local` does, whatever else is equal.
+                self._progress.is_exact = False
                 for frame in exchange.receive_frames(reply):
                     for token_id in frame.token_ids:
                         self._progress.saw_token(token_id)
@@ -315,8 +361,17 @@ class Flow:
             audit_size=self._device.gate.size,
             audit_root=self._device.gate.root.hex(),
             is_reused=progress.is_reused,
+            certificate=progress.certificate,
             note="; ".join([*([plan.note] if plan.note else []), *progress.notes]) or None,
         )
+
+
+def _packed(snapshot: CacheSnapshot, *, codec_name: str, padded_tokens: int) -> PackedCache:
+    try:
+        return codec.pack(snapshot, codec=codec_name, padded_tokens=padded_tokens)
+    except SplitInferError:
+        wipe(snapshot)
+        raise
 
 
 def _labelled(policy: Policy, segment: Segment) -> Segment:

@@ -34,6 +34,7 @@ def prefill(
     layout: CacheLayout | None = None,
     progress: Callable[[int], None] | None = None,
     ends_early: bool = False,
+    embeddings: torch.Tensor | None = None,
 ) -> CacheSnapshot:
     """Run `token_ids[start:stop]` for every step and return the cache of all tokens up to the last `stop`.
 
@@ -41,6 +42,7 @@ def prefill(
     `layout` is the model's, where it is known (see `snapshot.take`).
     `progress` is called after every step with the number of prompt tokens that are in the cache by then.
     `ends_early` ends every step's forward at the last cache layer (see `early_end.ending_early`).
+    `embeddings`, [1, tokens, dim] of the whole prompt, are all that the model then sees of it (see `embeddings`).
     Raises EmptyPromptError without any step and cache, LayoutMismatchError for steps that leave a gap, overlap or
     pass the end, PromptError for an id outside the vocabulary.
     """
@@ -54,7 +56,8 @@ def prefill(
     cache = new_cache(model.config) if onto is None else restore(onto, model.config, device=model.device)
     with torch.inference_mode():
         for start, stop in steps:
-            _advance(model, token_ids[start:stop], cache, ends_early=ends_early)
+            rows = None if embeddings is None else embeddings[:, start:stop]
+            _advance(model, token_ids[start:stop], cache, ends_early=ends_early, embeddings=rows)
             if progress is not None:
                 progress(stop)
     return take(cache, true_tokens=steps[-1][1], layout=layout)
@@ -73,9 +76,16 @@ def burn(model: PreTrainedModel, tokens: int, *, ends_early: bool = False) -> No
             _advance(model, [0] * size, cache, ends_early=ends_early)
 
 
-def _advance(model: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache, *, ends_early: bool) -> None:
+def _advance(
+    model: PreTrainedModel,
+    token_ids: Sequence[int],
+    cache: DynamicCache,
+    *,
+    ends_early: bool,
+    embeddings: torch.Tensor | None = None,
+) -> None:
     with ending_early(cache) if ends_early else nullcontext():
-        feed(model.base_model, token_ids, cache)
+        feed(model.base_model, token_ids, cache, embeddings=embeddings)
 
 
 def _burn_sizes(tokens: int) -> Iterator[int]:

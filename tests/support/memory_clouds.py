@@ -24,11 +24,14 @@ from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.model.engine import Engine
 from splitinfer.session import Session
 from splitinfer.transport.memory import MemoryTransport
-from trust_models.modes import TrustMode
+from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
 
-REMOTE_MODES = tuple(mode.value for mode in TrustMode if mode is not TrustMode.LOCAL)
-ALL_MODES = tuple(mode.value for mode in TrustMode)
+# The modes that give the tokens of `local`; noise gives others.
+ALL_MODES = tuple(mode.value for mode in TrustMode if not MODES[mode].is_noised)
+REMOTE_MODES = tuple(mode for mode in ALL_MODES if mode != "local")
+NOISED_MODES = tuple(mode.value for mode in TrustMode if MODES[mode].is_noised)
+NOISE = {"adjacency": 2, "sigma": 0.01, "subject": "test", "budget_epsilon": 1e12}
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -38,6 +41,8 @@ def policy_of(mode: str, *, verify_rows: int = 0, on_remote_failure: str = "refu
     if mode != "local":
         values.setdefault("remote", {"name": "default"})
         values["fallback"] = {"on_remote_failure": on_remote_failure}
+    if mode in NOISED_MODES:
+        values.setdefault("noise", NOISE)
     if mode == "public-prefix":
         values.setdefault("store", {"enabled": False})
     if verify_rows:
