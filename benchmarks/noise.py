@@ -1,7 +1,9 @@
 """What noise on embeddings leaves of the embedded model's answers: right answers by sigma and post-processing.
 
 Everything runs on the device; what a cloud would decode from is the same cache. Prints one row a noise level with its
-epsilon between texts that differ in one token, and the bound on the chance that a token is recovered.
+epsilon between texts that differ in one token, the bound on the chance that a token is recovered from a prior of 10 %,
+and the share of private tokens whose own row is the nearest one to the noised row.
+The bound holds for every attacker; taking the nearest row is the simplest one.
 
     PYTHONPATH=. python benchmarks/noise.py [--prompts 20] [--seed 1] [--delta 1e-5]
 """
@@ -24,7 +26,7 @@ from splitinfer.noise.stream import NoiseKey, NoiseStream
 from splitinfer.placement import prefill_steps
 from tools.corpus import held_out_prompts
 
-SIGMAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+SIGMAS = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0)
 POSTS: tuple[PostProcessing, ...] = ("none", "nearest", "posterior")
 PARAMS = SamplingParams(max_new_tokens=24)
 
@@ -43,13 +45,14 @@ def main() -> None:
     distance = largest_distance(table)
     print(f"{len(cases)} prompts, {distance.rows} rows, largest distance {distance.value:.4f}")
     print(f"right without noise: {sum(_is_right(engine, segments, text, rows=None) for segments, text in cases)}")
-    print("sigma    epsilon (1 token)  bound from 10 %  right answers: " + "  ".join(POSTS))
+    print("sigma    epsilon (1 token)  bound from 10 %  nearest row  right answers: " + "  ".join(POSTS))
     for sigma in args.sigmas:
         mu = distance.value / sigma
-        right = [_right(engine, cases, TextRows(table), sigma=sigma, post=post) for post in POSTS]
-        counts = "  ".join(f"{count:>{len(post)}}" for count, post in zip(right, POSTS, strict=True))
+        counted = {post: _right(engine, cases, TextRows(table), sigma=sigma, post=post) for post in POSTS}
+        counts = "  ".join(f"{right:>{len(post)}}" for post, (right, _) in counted.items())
+        found = f"{100 * counted['nearest'][1]:9.1f} %"
         cost = f"{epsilon_of(mu, args.delta):17.1f}  {100 * recovery_bound(0.1, mu):13.1f} %"
-        print(f"{sigma:<7g}  {cost}                 {counts}", flush=True)
+        print(f"{sigma:<7g}  {cost}  {found}                 {counts}", flush=True)
 
 
 def _right(
@@ -59,16 +62,20 @@ def _right(
     *,
     sigma: float,
     post: PostProcessing,
-) -> int:
-    total = 0
+) -> tuple[int, float]:
+    """Return the right answers, and the share of private tokens whose rows come out as they were."""
+    total, found, private = 0, 0, 0
     for segments, text in cases:
         prompt = _private(engine, segments)
         rows = engine.embedding_rows(prompt.token_ids)
         positions = list(prompt.private_positions)
         stream = NoiseStream(NoiseKey(secrets.token_bytes))
-        rows[positions] = noise_embeddings(rows[positions], sigma=sigma, stream=stream, post=post, table=table).rows
+        exact = rows[positions]
+        rows[positions] = noise_embeddings(exact, sigma=sigma, stream=stream, post=post, table=table).rows
+        found += int((rows[positions] == exact).all(axis=1).sum())
+        private += len(positions)
         total += _is_right(engine, segments, text, rows=rows)
-    return total
+    return total, found / private
 
 
 def _private(engine: Engine, segments: list[Segment]) -> PromptTokens:

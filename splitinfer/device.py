@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer.attestation.appraise import SeenKeysets
+from splitinfer.conversation import Conversation
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
 from splitinfer.home.distances import DistanceFile
@@ -23,7 +24,8 @@ __all__ = ["Device"]
 class Device:
     """What a session lends to every run. `transport` is None where the mode has no other side.
 
-    `store` is None where no cache is kept: in every mode but `public-prefix`, or where policy or caller say so.
+    `conversation` is what the session remembers between its runs. `store` is None where no cache is kept: in every
+    mode but `public-prefix`, or where policy or caller say so.
     `distances` are the sensitivities found before, None where each run finds its own; `measured` is what an evaluation
     found of this policy on this model, where there was one.
     """
@@ -37,7 +39,7 @@ class Device:
     seen: SeenKeysets
     clock: Callable[[], float]
     randomness: Callable[[int], bytes] = field(repr=False)
-    session_id: str
+    conversation: Conversation
     on_prefill: Callable[[int, int], None] | None = None
     store: CacheStore | None = None
     distances: DistanceFile | None = None

@@ -10,7 +10,7 @@ import pytest
 
 from splitinfer.embedded import demo
 from tests.integration.conftest import CommandLine
-from tests.support.memory_clouds import ALL_MODES
+from tests.support.memory_clouds import EXACT_MODES
 from tests.support.processes import ROOT, run_cli
 from trust_models.modes import MODES
 
@@ -37,7 +37,7 @@ def test_demo_shows_every_mode_and_leaves_no_process(
     assert ran.code == 0, ran.err
     shown = {line.split(" ")[0]: line for line in ran.out.splitlines() if line.split(" ")[0] in MODES}
     assert list(shown) == list(MODES)
-    rows = [shown[mode] for mode in ALL_MODES]
+    rows = [shown[mode] for mode in EXACT_MODES]
     assert all(demo.ANSWER in row for row in rows)
     assert rows[0].rstrip().endswith("nothing")
     assert "audit log: 10 records, verified" in ran.out
@@ -52,7 +52,7 @@ def test_demo_as_a_process_prints_json_and_ends(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     printed = json.loads(ran.stdout)
     assert [run["mode"] for run in printed["runs"]] == list(MODES)
-    assert {run["text"].strip() for run in printed["runs"] if run["mode"] in ALL_MODES} == {demo.ANSWER}
+    assert {run["text"].strip() for run in printed["runs"] if run["mode"] in EXACT_MODES} == {demo.ANSWER}
     port = int(printed["url"].rsplit(":", 1)[1])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)

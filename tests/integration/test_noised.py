@@ -51,7 +51,7 @@ class SeeingService(CloudService):
         super().__init__(*given, **named)
         self.seen: list[tuple[dict[str, Any], list[bytes]]] = []
 
-    def _decode(self, opened: Any, manifest: Any, answer: Any) -> CloudReply:
+    def _decode(self, opened: Any, manifest: Any, answer: Any, turn: Any) -> CloudReply:
         engine, seen = self._engine, self.seen
 
         class Seeing:
@@ -65,7 +65,7 @@ class SeeingService(CloudService):
 
         self._engine = Seeing()
         try:
-            return super()._decode(opened, manifest, answer)
+            return super()._decode(opened, manifest, answer, turn)
         finally:
             self._engine = engine
 

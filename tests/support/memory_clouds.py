@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer.answer import Answer
 from splitinfer.attestation.keyset import Replica, certify, identity_sha256
-from splitinfer.cache.snapshot import CacheSnapshot
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cloud import CloudService
 from splitinfer.egress.verification import read_records
 from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Route, Segment, Source, TensorName, Transport
@@ -24,25 +24,42 @@ from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.model.engine import Engine
 from splitinfer.session import Session
 from splitinfer.transport.memory import MemoryTransport
+from tests.support.growing import grown
 from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
 
-# The modes that give the tokens of `local`; noise gives others.
-ALL_MODES = tuple(mode.value for mode in TrustMode if not MODES[mode].is_noised)
+ALL_MODES = tuple(mode.value for mode in TrustMode)
 REMOTE_MODES = tuple(mode for mode in ALL_MODES if mode != "local")
 NOISED_MODES = tuple(mode.value for mode in TrustMode if MODES[mode].is_noised)
+# The modes that give the tokens of `local`; noise gives others.
+EXACT_MODES = tuple(mode for mode in ALL_MODES if mode not in NOISED_MODES)
+EXACT_REMOTE_MODES = tuple(mode for mode in REMOTE_MODES if mode not in NOISED_MODES)
+# The modes whose sampling the policy says, and no caller.
+STATED_MODES = tuple(mode for mode in NOISED_MODES if MODES[TrustMode(mode)].decode == "cloud")
 NOISE = {"adjacency": 2, "sigma": 0.01, "subject": "test", "budget_epsilon": 1e12}
 NOWHERE = "http://127.0.0.1:9"
 
 
-def policy_of(mode: str, *, verify_rows: int = 0, on_remote_failure: str = "refuse", **sections: object) -> Policy:
-    """Make a policy of this mode whose recipient is the remote named `default`; it keeps no cache unless told to."""
+def policy_of(
+    mode: str,
+    *,
+    verify_rows: int = 0,
+    on_remote_failure: str = "refuse",
+    sampling: dict[str, object] | None = None,
+    **sections: object,
+) -> Policy:
+    """Make a policy of this mode whose recipient is the remote named `default`; it keeps no cache unless told to.
+
+    `sampling` is what a run will ask for: it is written into the policy where the mode takes it from there.
+    """
     values: dict[str, object] = {"mode": mode, **sections}
     if mode != "local":
         values.setdefault("remote", {"name": "default"})
         values["fallback"] = {"on_remote_failure": on_remote_failure}
     if mode in NOISED_MODES:
         values.setdefault("noise", NOISE)
+    if mode in STATED_MODES and sampling:
+        values["sampling"] = sampling
     if mode == "public-prefix":
         values.setdefault("store", {"enabled": False})
     if verify_rows:
@@ -79,7 +96,12 @@ class Paired:
         save_remote(self.device, "default", Remote(url, self.pin))
 
     def service(
-        self, engine: Any, *, clock: Callable[[], float] = time.time, replica: Replica | None = None
+        self,
+        engine: Any,
+        *,
+        clock: Callable[[], float] = time.time,
+        replica: Replica | None = None,
+        **limits: Any,
     ) -> CloudService:
         """Make a cloud with the identity of the cloud folder, or with the replica given."""
         return CloudService(
@@ -88,6 +110,7 @@ class Paired:
             allowed=lambda: allowed_devices(self.cloud),
             clock=clock,
             randomness=secrets.token_bytes,
+            **limits,
         )
 
     def replica(
@@ -125,7 +148,8 @@ class Paired:
         self, mode: str | Policy, segments: Sequence[Segment], engine: Engine, cloud: Any = None, **sampling: object
     ) -> Answer:
         """Run one prompt in a session of its own."""
-        with self.session(mode, engine, cloud) as session:
+        policy = policy_of(mode, sampling=sampling) if isinstance(mode, str) else mode
+        with self.session(policy, engine, cloud) as session:
             return session.run(segments, **sampling)
 
     def records(self) -> list[dict[str, Any]]:
@@ -147,13 +171,13 @@ class LyingEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def prefill(self, *args: Any, **keywords: Any) -> CacheSnapshot:
-        snapshot = self._engine.prefill(*args, **keywords)
+    def start_prefill(self, token_ids: Sequence[int], *, steps: Sequence[tuple[int, int]], **_: Any) -> GrowingCache:
+        snapshot = self._engine.prefill(token_ids, steps=steps)
         layers = list(snapshot.layers)
         tensor = layers[self._layer][self._part].clone()
         tensor[:, :, self._row] += 0.5
         layers[self._layer] = {**layers[self._layer], self._part: tensor}
-        return replace(snapshot, layers=tuple(layers))
+        return grown(replace(snapshot, layers=tuple(layers)))
 
 
 class SwitchingTransport:
