@@ -50,7 +50,7 @@ from splitinfer.home.cloud_state import allow_device, allowed_devices, make_repl
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import load
-from splitinfer.schedule import certain_tokens, pad_tokens
+from splitinfer.schedule import RANGE_TOKENS, certain_tokens, pad_tokens
 from splitinfer.segments import question
 from splitinfer.session import Session
 from trust_models.policy import Policy
@@ -302,6 +302,16 @@ def marks_of(rows: Sequence[dict[str, Any]]) -> list[Mark]:
     return marks
 
 
+def _price(padded: int) -> str:
+    """Say what the padding rule alone leaves unhidden."""
+    late = padded - (certain_tokens(padded) - 1) // RANGE_TOKENS * RANGE_TOKENS
+    at_end = min(padded, late + RANGE_TOKENS)
+    return (
+        f"{late:,} of {padded:,} rows wait for the prefill's end so that nothing but the padded count shows, and the "
+        f"range before them is ready with it: at most {1 - at_end / padded:.3f} of a wire as long as the prefill is hidden"
+    )
+
+
 def run(*, tokens: int, layers: int, shares: Sequence[float]) -> dict[str, object]:
     """Measure every direction and share and return the report."""
     rows, timelines = [], []
@@ -330,6 +340,7 @@ def run(*, tokens: int, layers: int, shares: Sequence[float]) -> dict[str, objec
         marks=marks_of(rows),
         timelines=timelines,
         tokens=prefilled,
+        notes=[_price(padded)],
     )
 
 
