@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench bench-model clean
+.PHONY: help setup demo test test-all check bench bench-model bench-attacks clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ bench: $(STAMP)  ## sealing and opening against raw AES-GCM in the same run
 
 bench-model: $(STAMP)  ## exact match of the embedded model by context length and question kind, into its model card
 	$(BIN)/python benchmarks/embedded_model.py --write
+
+bench-attacks: $(STAMP)  ## the bars of the attacks: what unprotected, rounded, obfuscated, noised caches give away
+	$(BIN)/python benchmarks/attacks.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,170 @@
+"""What each seat really sees of a run: policy and prompt -> the answer and one `Exposure` a seat.
+
+Evaluation. The product's own session runs the prompt against its own cloud, in one process and in scratch folders; the
+adversaries are those of `seats`. A policy's remote is replaced by that cloud; all else of the policy is in force.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitinfer.answer import Answer
+from splitinfer.attestation.keyset import identity_sha256
+from splitinfer.cache.snapshot import CacheSnapshot
+from splitinfer.evaluation.attacks.observed import CapturedCache
+from splitinfer.evaluation.attacks.traffic import Transcript
+from splitinfer.evaluation.metrics import Cost
+from splitinfer.evaluation.prompts import EvaluationPrompt
+from splitinfer.evaluation.seats import CuriousCloud, Handed, WatchedCloud
+from splitinfer.handoff import Label, PromptTokens, SamplingParams
+from splitinfer.home import Home
+from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
+from splitinfer.home.remotes import Remote, save_remote
+from splitinfer.model.engine import Engine
+from splitinfer.session import Session
+from splitinfer.transport.memory import MemoryTransport
+from trust_models.modes import TrustMode
+from trust_models.policy import Policy
+from trust_models.policy import Remote as RemoteSection
+
+__all__ = ["Captured", "Exposure", "Seat", "Stage", "private_positions"]
+
+_NOWHERE = "http://127.0.0.1:9"
+
+
+class Seat(StrEnum):
+    """Where an adversary sits."""
+
+    NETWORK = "network"
+    RECIPIENT = "recipient"
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What one seat saw of one run: ids in clear by position, a cache, traffic. Nothing else may reach an attack.
+
+    `tokens` is None where not even the prompt's length was seen. `embeddings` are noised inputs [tokens, hidden] where
+    those were seen; `noise_sigma` is the standard deviation that the policy publishes, None without noise.
+    """
+
+    seat: Seat
+    in_clear: dict[int, int] = field(repr=False)
+    cache: CapturedCache | None = None
+    snapshot: CacheSnapshot | None = field(default=None, repr=False)
+    transcript: Transcript | None = None
+    tokens: int | None = None
+    embeddings: torch.Tensor | None = field(default=None, repr=False)
+    noise_sigma: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One run: the prompt, its true ids, the answer, the cost, and what was exposed to whom."""
+
+    prompt: EvaluationPrompt
+    tokens: PromptTokens
+    answer: Answer
+    cost: Cost
+    exposures: dict[Seat, Exposure] = field(repr=False)
+
+
+class Stage:
+    """A device and a curious cloud in one process, under one policy; made by `open`."""
+
+    def __init__(
+        self, policy: Policy, engine: Engine, session: Session, cloud: WatchedCloud, inner: CuriousCloud
+    ) -> None:
+        self.policy, self.engine = policy, engine
+        self._session, self._watched, self._inner = session, cloud, inner
+
+    @classmethod
+    @contextmanager
+    def open(cls, policy: Policy, engine: Engine) -> Iterator[Stage]:
+        """Set both sides up in scratch folders, which are removed at the end."""
+        with tempfile.TemporaryDirectory() as scratch:
+            device, cloud = Home(Path(scratch) / "device"), Home(Path(scratch) / "cloud")
+            allow_device(cloud, device.key("device").public_key().public_bytes_raw().hex())
+            pin = identity_sha256(cloud.key("identity").public_key().public_bytes_raw())
+            save_remote(device, "default", Remote(_NOWHERE, pin))
+            inner = CuriousCloud(
+                engine,
+                make_replica(cloud),
+                allowed=lambda: allowed_devices(cloud),
+                clock=time.time,
+                randomness=secrets.token_bytes,
+            )
+            watched = WatchedCloud(inner)
+            here = _here(policy)
+            transport = None if here.mode is TrustMode.LOCAL else MemoryTransport(watched)
+            with Session.open(here, home=device, engine=engine, transport=transport, use_store=False) as session:
+                yield cls(here, engine, session, watched, inner)
+
+    def run(self, prompt: EvaluationPrompt, *, params: SamplingParams | None = None) -> Captured:
+        """Run one prompt and return what every seat saw of it."""
+        params = params or SamplingParams(max_new_tokens=24)
+        self._watched.forget()
+        self._inner.curious.forget()
+        tokens = self.engine.tokenize(prompt.segments)
+        began = time.process_time()
+        answer = self._session.run(
+            prompt.segments, max_new_tokens=params.max_new_tokens, temperature=params.temperature, seed=params.seed
+        )
+        device_cpu = time.process_time() - began - self._watched.cpu_seconds
+        cost = Cost(
+            answer.egress.bytes_sent,
+            answer.egress.bytes_received,
+            answer.ttft_seconds,
+            answer.tpot_seconds,
+            max(0.0, device_cpu),
+        )
+        return Captured(prompt, tokens, answer, cost, self._exposures(_sigma_of(answer)))
+
+    def _exposures(self, sigma: float | None) -> dict[Seat, Exposure]:
+        network = Exposure(Seat.NETWORK, {}, transcript=self._watched.transcript)
+        recipient = _recipient(self._inner.curious.handed, self._watched.transcript)
+        return {Seat.NETWORK: network, Seat.RECIPIENT: replace(recipient, noise_sigma=sigma)}
+
+
+def private_positions(tokens: PromptTokens, *, control_ids: frozenset[int]) -> frozenset[int]:
+    """Return the positions of private text: those of private segments, without the template's control tokens."""
+    found, start = set(), 0
+    for length, label in zip(tokens.segment_lengths, tokens.labels, strict=True):
+        if label is Label.PRIVATE:
+            found |= {place for place in range(start, start + length) if tokens.token_ids[place] not in control_ids}
+        start += length
+    return frozenset(found)
+
+
+def _recipient(handed: Handed, transcript: Transcript) -> Exposure:
+    in_clear = dict(enumerate(handed.token_ids))
+    snapshot = handed.snapshot
+    if snapshot is None:
+        tokens = len(handed.token_ids) or None
+        return Exposure(Seat.RECIPIENT, in_clear, transcript=transcript, tokens=tokens)
+    if handed.last_token is not None:
+        in_clear[snapshot.true_tokens] = handed.last_token
+    cache = CapturedCache.of(snapshot)
+    return Exposure(Seat.RECIPIENT, in_clear, cache, snapshot, transcript, tokens=snapshot.true_tokens + 1)
+
+
+def _sigma_of(answer: Answer) -> float | None:
+    """Return the noise that a certificate states; modes without noise have none."""
+    certificate = getattr(answer, "certificate", None)
+    return None if certificate is None else certificate.sigma
+
+
+def _here(policy: Policy) -> Policy:
+    changes: dict[str, Any] = {"audit": type(policy.audit)()}
+    if policy.remote is not None:
+        changes["remote"] = RemoteSection(name="default")
+    return policy.model_copy(update=changes)
