@@ -39,7 +39,6 @@ from splitinfer.evaluation.attacks.likelihood import (
 )
 from splitinfer.evaluation.attacks.observed import CapturedCache
 from splitinfer.evaluation.attacks.posterior import Beam, recover
-from splitinfer.evaluation.attacks.prefix_timing import probe
 from splitinfer.evaluation.attacks.prefixes import caching_layers, rows_of
 from splitinfer.evaluation.attacks.traffic import TopicClassifier, unpadded
 from splitinfer.evaluation.attacks.vocabulary import Matching, match_vocabulary
@@ -49,6 +48,7 @@ from splitinfer.evaluation.playbook import Attacker
 from splitinfer.evaluation.prompts import TOPICS, make_prompts
 from splitinfer.evaluation.targets.obfuscator import BLOCK_ROWS, MatrixObfuscator
 from splitinfer.evaluation.targets.permutation import permute_states
+from splitinfer.evaluation.tenants import time_prefixes
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import LoadedModel, load
 from splitinfer.model.prefill import prefill
@@ -84,11 +84,12 @@ class Scale:
     releases: int
     observed: int
     calibration: int = 64
+    prefix_tokens: int = 560
 
     @classmethod
     def of(cls, quick: bool) -> Scale:
         """Return the sizes of the bars, or small ones."""
-        return cls(1, 32, 2, 8, 2_000, 8) if quick else cls(3, 256, 20, 64, 100_000, 200)
+        return cls(1, 32, 2, 8, 2_000, 8, prefix_tokens=64) if quick else cls(3, 256, 20, 64, 100_000, 200)
 
 
 def prompts_of(loaded: LoadedModel, count: int, tokens: int, *, seed: int = 1) -> Iterator[list[int]]:
@@ -395,37 +396,20 @@ def seen_of(run: Captured, *, is_padded: bool) -> object:
 
 
 def prefix_timing(loaded: LoadedModel, scale: Scale) -> Iterator[Bar]:
-    """Time requests of 512 tokens on the cloud's own prefix cache: keyed by tenant, and as if all were one tenant."""
-    try:
-        from splitinfer.cloud.prefixes import Prefixes, PrefixLimits
-    except ImportError:
-        yield Bar("prefix timing", "the cloud has no prefix cache here", "0.9 without, 0.55 with the secret", None)
-        return
-    engine, tokens = Engine(loaded), min(520, 2 * scale.tokens)
-    draw = torch.Generator().manual_seed(3)
-    prefixes = torch.randint(3, engine.vocabulary, (10 * scale.observed, tokens), generator=draw).tolist()
-    steps = [(at, min(at + 64, tokens)) for at in range(0, tokens, 64)]
-    for name, attacker in (("without", b"victim"), ("with", b"attacker")):
-        kept = Prefixes(PrefixLimits(), model=engine.identity, numerics=engine.numerics, randomness=secrets.token_bytes)
-
-        def request(sender: bytes, ids: Sequence[int], kept: object = kept) -> float:
-            began = time.perf_counter()
-            found = kept.find(sender, ids, steps)
-            rest = [step for step in steps if found is None or step[0] >= found.true_tokens]
-            snapshot = engine.prefill(ids, steps=rest, onto=found)
-            seconds = time.perf_counter() - began
-            kept.put(sender, ids, steps, snapshot)
-            return seconds
-
-        result = probe(
-            victim=lambda ids, request=request: request(b"victim", ids),
-            attacker_seconds=lambda ids, request=request, attacker=attacker: request(attacker, ids),
-            prefixes=prefixes,
+    """Two tenants of the product's cloud: its prefix cache as it is, and without the secret of each device."""
+    for is_isolating in (False, True):
+        result = time_prefixes(
+            Engine(loaded), texts=10 * scale.observed, tokens=scale.prefix_tokens, seed=3, is_isolating=is_isolating
         )
-        kept.close()
-        reached = result.auc >= 0.9 if name == "without" else result.auc <= 0.55
-        mark = "AUC at least 0.9" if name == "without" else "AUC at most 0.55"
-        yield Bar(f"prefix timing, {name} the tenant's secret", f"AUC {result.auc:.3f}", mark, reached)
+        low, high = result.interval
+        name, mark = ("with", "AUC at most 0.55") if is_isolating else ("without", "AUC at least 0.9")
+        reached = result.auc <= 0.55 if is_isolating else result.auc >= 0.9
+        yield Bar(
+            f"prefix timing, {name} each device's secret",
+            f"AUC {result.auc:.3f} [{low:.3f}, {high:.3f}]",
+            mark,
+            reached,
+        )
 
 
 BARS: dict[str, Callable[[LoadedModel, Scale], Iterator[Bar]]] = {

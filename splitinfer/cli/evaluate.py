@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from splitinfer.errors import PolicyError, UsageError
+from trust_models.codecs import CODEC_TEXTS
 from trust_models.policy import Policy, resolve
 
 if TYPE_CHECKING:
@@ -25,11 +27,13 @@ _EPILOG = """examples:
   splitinfer evaluate sealed-decode                      every attack from every seat on 8 prompts
   splitinfer evaluate public-prefix sealed-decode --seat network --prompts 20
   splitinfer evaluate my-policy.toml --attack dictionary,posterior --json
+  splitinfer evaluate sealed-decode --codec raw --codec q8 --codec q4 --out report
   splitinfer evaluate public-prefix --fail-above personal_data=0.01   exit code 3 where a policy leaks more
   splitinfer evaluate --captures ./dump --model ./model  what another system's caches give away
 
 A policy's remote is replaced by a curious cloud in this process; nothing leaves this machine. Figures of --fail-above:
-token_recovery, exact_prompt, personal_data, confirmation; the highest over all seats and attacks that were played.
+token_recovery, exact_prompt, personal_data, confirmation: the highest over all seats and attacks that were played;
+prefix_timing: the area under the curve of another tenant's clock, 0.5 where it says nothing.
 """
 
 
@@ -48,6 +52,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--prompts", type=int, default=8, metavar="N", help="prompts a policy (default 8)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the prompts (default 0)")
     parser.add_argument("--max-new-tokens", type=int, default=24, metavar="N", help="answer length (default 24)")
+    parser.add_argument(
+        "--codec", action="append", default=[], metavar="NAME", help="evaluate each policy with this codec; repeatable"
+    )
+    parser.add_argument(
+        "--tenant-texts",
+        type=int,
+        default=40,
+        metavar="N",
+        help="public texts that two tenants of the cloud send, for public-prefix (default 40)",
+    )
+    parser.add_argument("--quick", action="store_true", help="a small evaluation: does it run?")
     parser.add_argument("--model", metavar="SOURCE", help="another model than the policies name")
     parser.add_argument("--captures", type=Path, metavar="DIR", help="attack captured caches of another system instead")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write report.json, report.md and plots here")
@@ -59,36 +74,43 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from splitinfer.evaluation.report import exceeded, parse_ceiling  # torch takes seconds to load
+    from splitinfer.evaluation.rendering import text_lines  # torch takes seconds to load
+    from splitinfer.evaluation.report import exceeded, parse_ceiling
 
     ceilings = [parse_ceiling(text) for text in args.fail_above]
     if args.captures is not None:
         return _captures(args)
-    report = _report(args, _policies(args.policy))
+    report = _report(args, _with_codecs(_policies(args.policy), args.codec))
     if args.out is not None:
         _write(report, args.out)
     failures = exceeded(report, ceilings)
     if args.json:
         print(json.dumps({**report.to_json(), "failures": failures}))
     else:
-        print("\n".join(report.lines()).rstrip())
+        print("\n".join(text_lines(report)).rstrip())
     for failure in failures:
         print(f"error[{PolicyError.code}]: {failure}", file=sys.stderr)
     return PolicyError.exit_code if failures else 0
 
 
 def _report(args: argparse.Namespace, policies: Sequence[tuple[str, Policy]]) -> Report:
-    from splitinfer.evaluation.evaluate import Settings, evaluate
+    from splitinfer.evaluation.evaluate import evaluate
     from splitinfer.evaluation.playbook import require_attacks
+    from splitinfer.evaluation.settings import QUICK, Settings
     from splitinfer.model.loading import load
 
-    settings = Settings(
-        attacks=require_attacks(args.attack),
-        seats=_seats(args.seat),
-        prompts=args.prompts,
-        seed=args.seed,
-        max_new_tokens=args.max_new_tokens,
-    )
+    attacks, seats = require_attacks(args.attack), _seats(args.seat)
+    if args.quick:
+        settings = replace(QUICK, attacks=attacks, seats=seats, seed=args.seed)
+    else:
+        settings = Settings(
+            attacks=attacks,
+            seats=seats,
+            prompts=args.prompts,
+            seed=args.seed,
+            max_new_tokens=args.max_new_tokens,
+            tenant_texts=args.tenant_texts,
+        )
     sources = {policy.model.source for _, policy in policies}
     if args.model is None and len(sources) > 1:
         raise UsageError("the policies name different models; evaluate them apart, or give --model for all")
@@ -101,6 +123,23 @@ def _policies(names: Sequence[str]) -> list[tuple[str, Policy]]:
     if not names:
         raise UsageError("there is no policy to evaluate; name a built-in one or a TOML file, or give --captures")
     return [(Path(name).stem if name.endswith(".toml") else name, resolve(name)) for name in names]
+
+
+def _with_codecs(policies: Sequence[tuple[str, Policy]], codecs: Sequence[str]) -> Sequence[tuple[str, Policy]]:
+    """Return each policy with each codec, under a name that says it; as they are where none is named."""
+    unknown = [name for name in codecs if name not in CODEC_TEXTS]
+    if unknown:
+        raise UsageError(f"there is no codec {unknown[0]!r}; write one of {', '.join(CODEC_TEXTS)}")
+    if not codecs:
+        return policies
+    found = []
+    for name, policy in policies:
+        for codec in codecs:
+            # What is measured here is what the bounds are there for, so none of them stands in the way.
+            update = {"codec": codec, "max_kl": None, "verify_rows": 0, "allow_q4_small_models": codec == "q4"}
+            transfer = policy.transfer.model_copy(update=update)
+            found.append((f"{name}, {codec}", policy.model_copy(update={"transfer": transfer})))
+    return found
 
 
 def _seats(names: Sequence[str]) -> tuple[Seat, ...]:

@@ -6,30 +6,24 @@ adversaries are those of `seats`. A policy's remote is replaced by that cloud; a
 
 from __future__ import annotations
 
-import secrets
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from splitinfer.answer import Answer
-from splitinfer.attestation.keyset import identity_sha256
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.evaluation.attacks.observed import CapturedCache
 from splitinfer.evaluation.attacks.traffic import Transcript
 from splitinfer.evaluation.metrics import Cost
 from splitinfer.evaluation.prompts import EvaluationPrompt
+from splitinfer.evaluation.scratch import Scratch
 from splitinfer.evaluation.seats import CuriousCloud, Handed, WatchedCloud
 from splitinfer.handoff import Label, PromptTokens, SamplingParams
-from splitinfer.home import Home
-from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
-from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.model.engine import Engine
 from splitinfer.session import Session
 from splitinfer.transport.memory import MemoryTransport
@@ -38,8 +32,6 @@ from trust_models.policy import Policy
 from trust_models.policy import Remote as RemoteSection
 
 __all__ = ["Captured", "Exposure", "Seat", "Stage", "private_positions"]
-
-_NOWHERE = "http://127.0.0.1:9"
 
 
 class Seat(StrEnum):
@@ -53,18 +45,42 @@ class Seat(StrEnum):
 class Exposure:
     """What one seat saw of one run: ids in clear by position, a cache, traffic. Nothing else may reach an attack.
 
-    `tokens` is None where not even the prompt's length was seen. `embeddings` are noised inputs [tokens, hidden] where
-    those were seen; `noise_sigma` is the standard deviation that the policy publishes, None without noise.
+    `tokens` is None where not even the prompt's length was seen. `public` is granted to every seat: the public text by
+    position, which anybody may have. `answered` are the ids of an answer that the seat itself decoded. `embeddings`
+    are noised inputs [tokens, hidden] where those were seen; `noise_sigma` is the standard deviation that the policy
+    publishes, None without noise.
     """
 
     seat: Seat
     in_clear: dict[int, int] = field(repr=False)
+    public: dict[int, int] = field(default_factory=dict, repr=False)
+    answered: tuple[int, ...] = field(default=(), repr=False)
     cache: CapturedCache | None = None
     snapshot: CacheSnapshot | None = field(default=None, repr=False)
     transcript: Transcript | None = None
     tokens: int | None = None
     embeddings: torch.Tensor | None = field(default=None, repr=False)
     noise_sigma: float | None = None
+
+    @property
+    def known(self) -> dict[int, int]:
+        """Return what needs no attack: the public text, and what stands in clear."""
+        return {**self.public, **self.in_clear}
+
+    def sentence(self) -> str:
+        """Say what was seen, in counts."""
+        parts = []
+        if self.transcript is not None:
+            up, down = (self.transcript.bytes(way) for way in ("up", "down"))
+            parts.append(f"sizes and times of {up:,} bytes up and {down:,} down" if up else "no traffic")
+        if self.in_clear:
+            parts.append(f"{len(self.in_clear)} token ids in clear")
+        if self.cache is not None:
+            noise = "" if self.noise_sigma is None else f" through noise of sigma {self.noise_sigma:.3g}"
+            parts.append(f"a cache of {self.cache.tokens} tokens{noise}")
+        if self.answered:
+            parts.append(f"{len(self.answered)} tokens of the answer")
+        return ", ".join(parts) or "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,34 +107,36 @@ class Stage:
     @contextmanager
     def open(cls, policy: Policy, engine: Engine) -> Iterator[Stage]:
         """Set both sides up in scratch folders, which are removed at the end."""
-        with tempfile.TemporaryDirectory() as scratch:
-            device, cloud = Home(Path(scratch) / "device"), Home(Path(scratch) / "cloud")
-            allow_device(cloud, device.key("device").public_key().public_bytes_raw().hex())
-            pin = identity_sha256(cloud.key("identity").public_key().public_bytes_raw())
-            save_remote(device, "default", Remote(_NOWHERE, pin))
-            inner = CuriousCloud(
-                engine,
-                make_replica(cloud),
-                allowed=lambda: allowed_devices(cloud),
-                clock=time.time,
-                randomness=secrets.token_bytes,
-            )
+        with Scratch.open() as scratch:
+            inner = scratch.service(CuriousCloud, engine)
             watched = WatchedCloud(inner)
             here = _here(policy)
             transport = None if here.mode is TrustMode.LOCAL else MemoryTransport(watched)
-            with Session.open(here, home=device, engine=engine, transport=transport, use_store=False) as session:
+            # Each prompt is a conversation of its own, so that all of it crosses, whatever an earlier one left behind.
+            with Session.open(
+                here,
+                home=scratch.device("device"),
+                engine=engine,
+                transport=transport,
+                use_store=False,
+                remember=False,
+            ) as session:
                 yield cls(here, engine, session, watched, inner)
 
     def run(self, prompt: EvaluationPrompt, *, params: SamplingParams | None = None) -> Captured:
-        """Run one prompt and return what every seat saw of it."""
+        """Run one prompt and return what every seat saw of it.
+
+        Raises what a session raises, and UsageError where the recipient was handed what its seat cannot read.
+        """
         params = params or SamplingParams(max_new_tokens=24)
         self._watched.forget()
-        self._inner.curious.forget()
+        self._inner.forget()
         tokens = self.engine.tokenize(prompt.segments)
         began = time.process_time()
         answer = self._session.run(
             prompt.segments, max_new_tokens=params.max_new_tokens, temperature=params.temperature, seed=params.seed
         )
+        self._inner.handed.require_complete()
         device_cpu = time.process_time() - began - self._watched.cpu_seconds
         cost = Cost(
             answer.egress.bytes_sent,
@@ -127,12 +145,13 @@ class Stage:
             answer.tpot_seconds,
             max(0.0, device_cpu),
         )
-        return Captured(prompt, tokens, answer, cost, self._exposures(_sigma_of(answer)))
+        return Captured(prompt, tokens, answer, cost, self._exposures(tokens, _sigma_of(answer)))
 
-    def _exposures(self, sigma: float | None) -> dict[Seat, Exposure]:
+    def _exposures(self, tokens: PromptTokens, sigma: float | None) -> dict[Seat, Exposure]:
         network = Exposure(Seat.NETWORK, {}, transcript=self._watched.transcript)
-        recipient = _recipient(self._inner.curious.handed, self._watched.transcript)
-        return {Seat.NETWORK: network, Seat.RECIPIENT: replace(recipient, noise_sigma=sigma)}
+        recipient = replace(_recipient(self._inner.handed, self._watched.transcript), noise_sigma=sigma)
+        public = dict(enumerate(tokens.token_ids[: tokens.leading_public_tokens]))
+        return {seen.seat: replace(seen, public=public) for seen in (network, recipient)}
 
 
 def private_positions(tokens: PromptTokens, *, control_ids: frozenset[int]) -> frozenset[int]:
@@ -146,15 +165,22 @@ def private_positions(tokens: PromptTokens, *, control_ids: frozenset[int]) -> f
 
 
 def _recipient(handed: Handed, transcript: Transcript) -> Exposure:
-    in_clear = dict(enumerate(handed.token_ids))
-    snapshot = handed.snapshot
+    in_clear, snapshot = dict(enumerate(handed.token_ids)), handed.snapshot
     if snapshot is None:
         tokens = len(handed.token_ids) or None
         return Exposure(Seat.RECIPIENT, in_clear, transcript=transcript, tokens=tokens)
     if handed.last_token is not None:
         in_clear[snapshot.true_tokens] = handed.last_token
     cache = CapturedCache.of(snapshot)
-    return Exposure(Seat.RECIPIENT, in_clear, cache, snapshot, transcript, tokens=snapshot.true_tokens + 1)
+    return Exposure(
+        Seat.RECIPIENT,
+        in_clear,
+        answered=handed.answered,
+        cache=cache,
+        snapshot=snapshot,
+        transcript=transcript,
+        tokens=snapshot.true_tokens + 1,
+    )
 
 
 def _sigma_of(answer: Answer) -> float | None:
@@ -164,7 +190,9 @@ def _sigma_of(answer: Answer) -> float | None:
 
 
 def _here(policy: Policy) -> Policy:
+    """Return the policy with this process's cloud and log. What a codec costs is measured here, not looked up."""
     changes: dict[str, Any] = {"audit": type(policy.audit)()}
+    changes["transfer"] = policy.transfer.model_copy(update={"max_kl": None})
     if policy.remote is not None:
         changes["remote"] = RemoteSection(name="default")
     return policy.model_copy(update=changes)

@@ -7,45 +7,29 @@ intervals.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from splitinfer import codec as codecs
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.errors import UsageError
-from splitinfer.evaluation.attacks.confirmation import cache_score, confirm
-from splitinfer.evaluation.attacks.posterior import Beam, Recovered
-from splitinfer.evaluation.capture import Captured, Exposure, Seat, Stage, private_positions
-from splitinfer.evaluation.intervals import Rate
-from splitinfer.evaluation.metrics import recovery
-from splitinfer.evaluation.playbook import ATTACKS, Attacker
-from splitinfer.evaluation.prompts import lookalikes, make_prompts
-from splitinfer.evaluation.report import AttackFigures, CostFigures, PolicyFigures, Report, UtilityFigures
+from splitinfer.evaluation.capture import Captured, Stage
+from splitinfer.evaluation.playbook import Attacker
+from splitinfer.evaluation.prompts import make_prompts
+from splitinfer.evaluation.report import CostFigures, PolicyFigures, Report, TenantFigures, UtilityFigures
+from splitinfer.evaluation.settings import Settings
+from splitinfer.evaluation.tally import Tally
+from splitinfer.evaluation.tenants import time_prefixes
 from splitinfer.handoff import SamplingParams
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import LoadedModel
 from splitinfer.model.measure import measure, windows
 from trust_models.codecs import LOSSY
+from trust_models.modes import TrustMode
 from trust_models.policy import Policy
 
 __all__ = ["Settings", "evaluate"]
 
-LOOKALIKES = 100
 _SCORED_TOKENS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What to play: attacks and seats by name, how many prompts, how long the answers, and the seed of it all."""
-
-    attacks: tuple[str, ...] = tuple(ATTACKS)
-    seats: tuple[Seat, ...] = tuple(Seat)
-    prompts: int = 8
-    seed: int = 0
-    max_new_tokens: int = 24
-    lookalikes: int = LOOKALIKES
-    beam: Beam = field(default_factory=Beam)
 
 
 Progress = Callable[[int, int], None]
@@ -62,8 +46,8 @@ def evaluate(
 
     Raises UsageError without a policy or prompt, and what a session raises.
     """
-    if not policies or settings.prompts < 1:
-        raise UsageError("an evaluation needs at least one policy and one prompt")
+    if not policies:
+        raise UsageError("an evaluation needs at least one policy")
     engine = Engine(loaded)
     total = len(policies) * settings.prompts
     figures = []
@@ -89,7 +73,7 @@ def _policy(
 ) -> PolicyFigures:
     name, policy = named
     attacker = Attacker(loaded, codec=policy.transfer.codec, beam=settings.beam)
-    tally = _Tally(attacker, settings)
+    tally = Tally(attacker, settings)
     params = SamplingParams(max_new_tokens=settings.max_new_tokens)
     prompts = make_prompts(settings.prompts, seed=settings.seed)
     with Stage.open(policy, engine) as stage:
@@ -107,87 +91,28 @@ def _policy(
         confirmation={seat.value: rate for seat, rate in tally.confirmed.items()},
         utility=UtilityFigures(tally.right, kl, agreement),
         cost=_mean_cost(tally.runs),
+        seen={seat.value: tally.runs[0].exposures[seat].sentence() for seat in settings.seats},
+        layers=tally.layers,
+        tenants=_tenants(policy, engine, settings),
+        lookalikes=settings.lookalikes,
     )
 
 
-class _Tally:
-    """Sums over prompts, by seat and attack."""
-
-    def __init__(self, attacker: Attacker, settings: Settings) -> None:
-        self._attacker, self._settings = attacker, settings
-        self._rows: dict[tuple[Seat, str], list[AttackFigures]] = {}
-        self.confirmed: dict[Seat, Rate] = {}
-        self.right = Rate(0, 0)
-        self.runs: list[Captured] = []
-
-    def add(self, captured: Captured) -> None:
-        """Play every attack of every seat on one run."""
-        self.runs.append(captured)
-        self.right += Rate(captured.prompt.secret in captured.answer.text, 1)
-        for seat in self._settings.seats:
-            exposure = captured.exposures[seat]
-            for name in self._settings.attacks:
-                self._play(seat, name, exposure, captured)
-            self._confirm(seat, exposure, captured)
-
-    def figures(self) -> tuple[AttackFigures, ...]:
-        """Return the sums, one a seat and attack."""
-        return tuple(AttackFigures.sum(rows) for rows in self._rows.values())
-
-    def _play(self, seat: Seat, name: str, exposure: Exposure, captured: Captured) -> None:
-        began = time.perf_counter()
-        # The length is granted: what it takes to guess it is the business of traffic analysis.
-        found = ATTACKS[name].run(self._attacker, exposure, len(captured.tokens.token_ids))
-        if found is not None:
-            row = self._figures(seat, name, found, captured, time.perf_counter() - began)
-            self._rows.setdefault((seat, name), []).append(row)
-
-    def _figures(self, seat: Seat, name: str, found: Recovered, captured: Captured, seconds: float) -> AttackFigures:
-        tokenizer = self._attacker.loaded.tokenizer
-        private = private_positions(captured.tokens, control_ids=frozenset(tokenizer.all_special_ids))
-        places = sorted(private)
-        true = captured.tokens.token_ids
-        # Injection gives text without positions; the others are read where private text stands.
-        shown = [found.token_ids[place] for place in places if place < len(found.token_ids)]
-        shown = [token for token in (found.token_ids if name == "injection" else shown) if token >= 0]
-        result = recovery(
-            found.token_ids,
-            true,
-            private=private,
-            found_text=tokenizer.decode(shown),
-            true_text=tokenizer.decode([true[place] for place in places]),
-            secret=captured.prompt.secret,
+def _tenants(policy: Policy, engine: Engine, settings: Settings) -> TenantFigures | None:
+    """Time two tenants where the cloud keeps caches of what all may know; None for the other modes."""
+    if policy.mode is not TrustMode.PUBLIC_PREFIX or not settings.tenant_texts:
+        return None
+    timed = [
+        time_prefixes(
+            engine,
+            texts=settings.tenant_texts,
+            tokens=min(settings.tenant_tokens, engine.max_positions // 2),
+            seed=settings.seed,
+            is_isolating=is_isolating,
         )
-        return AttackFigures(
-            seat.value, name, result.tokens, result.exact, result.personal_data, result.rouge_l, seconds, 1
-        )
-
-    def _confirm(self, seat: Seat, exposure: Exposure, captured: Captured) -> None:
-        values = lookalikes(captured.prompt, self._settings.lookalikes, seed=self._settings.seed)
-        scores = (
-            [self._score(exposure, captured, value) for value in values] if _sees(exposure) else [0.0] * len(values)
-        )
-        ranked = confirm(scores, true_index=values.index(captured.prompt.secret))
-        self.confirmed[seat] = self.confirmed.get(seat, Rate(0, 0)) + Rate(ranked.chance_in_first(1), 1)
-
-    def _score(self, exposure: Exposure, captured: Captured, value: str) -> float:
-        ids = self._attacker_ids(captured, value)
-        if exposure.cache is not None:
-            seen = exposure.cache.only(layers=[min(exposure.cache.layers)])
-            score = cache_score(self._attacker.loaded.model, seen, self._attacker.variances(seen))
-            return score(ids[: exposure.cache.tokens]) if len(ids) == exposure.tokens else float("-inf")
-        # In clear: a candidate is possible if it agrees wherever a token was seen.
-        agrees = all(place < len(ids) and ids[place] == token for place, token in exposure.in_clear.items())
-        return 0.0 if agrees else float("-inf")
-
-    def _attacker_ids(self, captured: Captured, value: str) -> tuple[int, ...]:
-        from splitinfer.model.prompt import tokenize
-
-        return tokenize(self._attacker.loaded.tokenizer, captured.prompt.with_secret(value).segments).token_ids
-
-
-def _sees(exposure: Exposure) -> bool:
-    return exposure.cache is not None or bool(exposure.in_clear)
+        for is_isolating in (True, False)
+    ]
+    return TenantFigures(*timed)
 
 
 def _divergence(loaded: LoadedModel, codec: str, runs: Sequence[Captured]) -> tuple[float, float]:

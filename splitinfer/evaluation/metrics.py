@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from splitinfer.evaluation.intervals import Rate
 
-__all__ = ["Cost", "Recovery", "contains", "recovery", "rouge_l"]
+__all__ = ["TENTHS", "Cost", "Recovery", "by_tenth", "contains", "recovery", "rouge_l"]
+
+TENTHS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,25 @@ def recovery(
 ) -> Recovery:
     """Compare at the private positions; a position beyond the end of `found` was not recovered.
 
+    Without private positions the texts alone are compared, and the token rates have no trials.
     `found_text` is the text of what was recovered there, in which the personal value is looked for.
     """
     hits = sum(place < len(found) and found[place] == true[place] for place in private)
     return Recovery(
         tokens=Rate(hits, len(private)),
-        exact=Rate(hits == len(private), 1),
+        exact=Rate(hits == len(private), 1) if private else Rate(0, 0),
         personal_data=Rate(contains(found_text, secret), 1),
         rouge_l=rouge_l(found_text.split(), true_text.split()),
     )
+
+
+def by_tenth(found: Sequence[int], true: Sequence[int], *, private: Sequence[int]) -> tuple[Rate, ...]:
+    """Return the share of tokens recovered in each tenth of the private positions, first to last."""
+    tenths = [Rate(0, 0)] * TENTHS
+    for index, place in enumerate(private):
+        hit = place < len(found) and found[place] == true[place]
+        tenths[TENTHS * index // len(private)] += Rate(hit, 1)
+    return tuple(tenths)
 
 
 def contains(text: str, value: str) -> bool:

@@ -7,7 +7,7 @@ public text and texts of the same kind alone, which is chance for that seat.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,7 +41,8 @@ __all__ = ["ATTACKS", "Attacker", "NoEvidence", "require_attacks"]
 
 _CALIBRATION_TOKENS = 48
 _NOISED_BEAM = 16
-_OWN_PROMPTS, _OWN_SEED = 256, 2**31 - 1
+# No evaluation has a negative seed.
+_OWN_PROMPTS, _OWN_SEED = 256, -1
 
 
 class NoEvidence:
@@ -120,17 +121,27 @@ class Attacker:
         if exposure.cache is None:
             return None
         if self._inverted is None or self._inverted[0] is not exposure:
-            found = invert_embeddings(self.loaded.model, exposure.cache, known=exposure.in_clear)
+            found = invert_embeddings(self.loaded.model, exposure.cache, known=exposure.known)
             self._inverted = exposure, found.rows
         return self._inverted[1]
 
-    def last_layer(self, capture: CapturedCache) -> CapturedCache:
-        """Return what is held of the last layer alone, the one furthest from the tokens."""
-        return capture.only(layers=[max(capture.layers)])
+    def noised_score(self, exposure: Exposure, token_ids: Sequence[int]) -> float:
+        """Return the log-density of a whole prompt's noised embeddings under these ids, up to a constant."""
+        inputs = self.noised_inputs(exposure)
+        if inputs is None or exposure.noise_sigma is None:
+            return 0.0
+        gaps = inputs.double() - self.table[list(token_ids[: len(inputs)])].double()
+        return -float(gaps.square().sum()) / (2 * exposure.noise_sigma**2)
+
+    def by_layer(self, exposure: Exposure, layer: int, tokens: int) -> Recovered:
+        """Attack one layer of a cache that nobody noised, as if no other had been seen."""
+        if exposure.cache is None:
+            raise UsageError("this seat saw no cache; there is no layer to attack")
+        return _by_rows(self, exposure, exposure.cache.only(layers=[layer]), tokens)
 
 
 def _prior(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:
-    model, known = attacker.loaded.model, exposure.in_clear
+    model, known = attacker.loaded.model, exposure.known
     return recover(model, NoEvidence(), tokens=tokens, known=known, beam=attacker.beam, texts=attacker.texts)
 
 
@@ -138,6 +149,10 @@ def _read(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | No
     if not exposure.in_clear:
         return None
     return Recovered(tuple(exposure.in_clear.get(place, -1) for place in range(tokens)))
+
+
+def _answer(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
+    return Recovered(exposure.answered) if exposure.answered else None
 
 
 def _dictionary(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
@@ -157,7 +172,7 @@ def _posterior(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered
 def _posterior_last_layer(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:
     if exposure.cache is None or exposure.noise_sigma is not None:
         return None
-    return _by_rows(attacker, exposure, attacker.last_layer(exposure.cache), tokens)
+    return attacker.by_layer(exposure, max(exposure.cache.layers), tokens)
 
 
 def _denoise(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
@@ -167,7 +182,7 @@ def _denoise(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered |
         return None
     likelihood = EmbeddingLikelihood(inputs, attacker.table, sigma=exposure.noise_sigma)
     beam = Beam(width=max(attacker.beam.width, _NOISED_BEAM))
-    model, known = attacker.loaded.model, exposure.in_clear
+    model, known = attacker.loaded.model, exposure.known
     found = recover(model, likelihood, tokens=len(inputs), known=known, beam=beam, texts=attacker.texts)
     return _with_clear(found, exposure)
 
@@ -182,7 +197,7 @@ def _nearest_neighbour(attacker: Attacker, exposure: Exposure, tokens: int) -> R
 
 def _by_rows(attacker: Attacker, exposure: Exposure, seen: CapturedCache, tokens: int) -> Recovered:
     likelihood = CacheLikelihood(seen, attacker.variances(seen))
-    model, known, beam = attacker.loaded.model, exposure.in_clear, attacker.beam
+    model, known, beam = attacker.loaded.model, exposure.known, attacker.beam
     return recover(model, likelihood, tokens=tokens, known=known, beam=beam, texts=attacker.texts)
 
 
@@ -213,8 +228,8 @@ def _injection(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered
 
 
 def _with_clear(found: Recovered, exposure: Exposure) -> Recovered:
-    """Put what stands in clear in its place: the prompt's last token goes up beside the cache."""
-    known = exposure.in_clear
+    """Put what needs no attack in its place: public text, and the last token, which goes up beside the cache."""
+    known = exposure.known
     length = max([len(found.token_ids), *(place + 1 for place in known)])
     ids = [*found.token_ids, *[-1] * (length - len(found.token_ids))]
     for place, token in known.items():
@@ -224,15 +239,20 @@ def _with_clear(found: Recovered, exposure: Exposure) -> Recovered:
 
 @dataclass(frozen=True, slots=True)
 class AttackRow:
-    """One attack: what it needs, in words, and how it is run; it returns None where the exposure does not allow it."""
+    """One attack: what it needs, in words, and how it is run; it returns None where the exposure does not allow it.
+
+    What it finds has the prompt's positions, or is a text without any.
+    """
 
     needs: str
     run: Callable[[Attacker, Exposure, int], Recovered | None]
+    has_positions: bool = True
 
 
 ATTACKS: Mapping[str, AttackRow] = {
     "prior": AttackRow("nothing", _prior),
     "read": AttackRow("token ids in clear", _read),
+    "answer": AttackRow("the answer, decoded by the seat itself", _answer, has_positions=False),
     "dictionary": AttackRow("values of layer 0", _dictionary),
     "posterior": AttackRow("rows of any layer", _posterior),
     "posterior-last-layer": AttackRow("rows of the last layer", _posterior_last_layer),
@@ -241,7 +261,7 @@ ATTACKS: Mapping[str, AttackRow] = {
     "collision": AttackRow("keys and values of one layer", _collision),
     "collision-plus": AttackRow("keys and values of one layer", _collision_plus),
     "inversion": AttackRow("keys and values of layer 0", _inversion),
-    "injection": AttackRow("a whole cache that can be loaded", _injection),
+    "injection": AttackRow("a whole cache that can be loaded", _injection, has_positions=False),
 }
 
 

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from splitinfer.evaluation.rendering import markdown, text_lines
 from splitinfer.evaluation.report import PolicyFigures, Report
 
 __all__ = ["write_report"]
@@ -27,10 +28,10 @@ _LARGEST_MARK, _SMALLEST_MARK = 900.0, 60.0
 def write_report(report: Report, directory: Path) -> list[Path]:
     """Write all files into a directory, made where it is missing, and return their paths. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
-    plots = [_frontier(report, directory / "frontier.png")] if _has_matplotlib() else []
+    plots = _plots(report, directory) if _has_matplotlib() else []
     texts = {
         "report.json": json.dumps(report.to_json(), indent=2) + "\n",
-        "report.md": report.markdown(),
+        "report.md": markdown(report),
         "report.html": _page(report, plots),
     }
     for name, text in texts.items():
@@ -42,12 +43,24 @@ def _has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _frontier(report: Report, path: Path) -> Path:
-    """Draw recovery against utility, one mark a policy, its size by the bytes that it moves."""
+def _plots(report: Report, directory: Path) -> list[Path]:
+    """Draw what there is to draw: the frontier, recovery by position, recovery by layer."""
     matplotlib: Any = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    drawings = {"frontier": _frontier, "by_position": _by_position, "by_layer": _by_layer}
+    made = []
+    for name, draw in drawings.items():
+        pyplot: Any = importlib.import_module("matplotlib.pyplot")
+        figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+        if draw(report, axes):
+            figure.savefig(directory / f"{name}.png", dpi=120)
+            made.append(directory / f"{name}.png")
+        pyplot.close(figure)
+    return made
+
+
+def _frontier(report: Report, axes: Any) -> bool:
+    """Draw recovery against utility, one mark a policy, its size by the bytes that it moves."""
     most = max((_moved(policy) for policy in report.policies), default=1) or 1
     for policy in report.policies:
         size = _SMALLEST_MARK + (_LARGEST_MARK - _SMALLEST_MARK) * _moved(policy) / most
@@ -59,9 +72,37 @@ def _frontier(report: Report, path: Path) -> Path:
     axes.set_xlim(-0.05, 1.1)
     axes.set_ylim(-0.05, 1.1)
     axes.set_title("size of a mark: bytes up and down")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-    return path
+    return True
+
+
+def _by_position(report: Report, axes: Any) -> bool:
+    """Draw, for each policy, the recovery of its worst attack by tenth of the private text."""
+    for policy in report.policies:
+        rows = [row for row in policy.attacks if row.tenths]
+        if rows:
+            worst = max(rows, key=lambda row: row.tokens.share)
+            shares = [100 * rate.share for rate in worst.tenths]
+            axes.plot(range(1, len(shares) + 1), shares, marker="o", label=f"{policy.name}, {worst.attack}")
+    return _labelled(axes, "tenth of the private text")
+
+
+def _by_layer(report: Report, axes: Any) -> bool:
+    """Draw, for each policy whose recipient holds a cache, what each layer gives away alone."""
+    for policy in report.policies:
+        if policy.layers:
+            shares = [100 * rate.share for rate in policy.layers.values()]
+            axes.plot(list(policy.layers), shares, marker="o", label=policy.name)
+    return _labelled(axes, "layer that was attacked alone")
+
+
+def _labelled(axes: Any, what: str) -> bool:
+    if not axes.lines:
+        return False
+    axes.set_xlabel(what)
+    axes.set_ylabel("private tokens recovered, %")
+    axes.set_ylim(-5, 105)
+    axes.legend()
+    return True
 
 
 def _moved(policy: PolicyFigures) -> int:
@@ -75,7 +116,7 @@ def _page(report: Report, plots: list[Path]) -> str:
         for plot in plots
     )
     missing = "" if plots else "<p>No plots: matplotlib is not installed.</p>"
-    text = html.escape("\n".join(report.lines()))
+    text = html.escape("\n".join(text_lines(report)))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>What each policy gives away</title>'
         f"<style>{_STYLE}</style><h1>What each policy gives away</h1>{images}{missing}<pre>{text}</pre></html>\n"

@@ -1,11 +1,12 @@
-"""The report: figures a policy, as JSON, as a table and as Markdown; ceilings that a pipeline can gate on. No IO."""
+"""The report: figures a policy, and as JSON; ceilings that a pipeline can gate on. Evaluation; no IO."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from splitinfer.errors import UsageError
+from splitinfer.evaluation.attacks.prefix_timing import TimingResult
 from splitinfer.evaluation.intervals import Rate
 
 __all__ = [
@@ -15,18 +16,22 @@ __all__ = [
     "CostFigures",
     "PolicyFigures",
     "Report",
+    "TenantFigures",
     "UtilityFigures",
     "exceeded",
     "parse_ceiling",
 ]
 
 FORMAT = "splitinfer-evaluation/1"
-CEILINGS = ("token_recovery", "exact_prompt", "personal_data", "confirmation")
+CEILINGS = ("token_recovery", "exact_prompt", "personal_data", "confirmation", "prefix_timing")
 
 
 @dataclass(frozen=True, slots=True)
 class AttackFigures:
-    """What one attack from one seat recovered of the private parts of `prompts` prompts; times are of the attack."""
+    """What one attack from one seat recovered of the private parts of `prompts` prompts; times are of the attack.
+
+    `tenths` are the shares of tokens in each tenth of the private positions; none for a text without positions.
+    """
 
     seat: str
     attack: str
@@ -36,6 +41,7 @@ class AttackFigures:
     rouge_l: float
     seconds: float
     prompts: int
+    tenths: tuple[Rate, ...] = ()
 
     @classmethod
     def sum(cls, rows: Sequence[AttackFigures]) -> AttackFigures:
@@ -50,6 +56,7 @@ class AttackFigures:
             sum(row.rouge_l for row in rows) / len(rows),
             sum(row.seconds for row in rows) / len(rows),
             len(rows),
+            tuple(sum(tenth, none) for tenth in zip(*(row.tenths for row in rows), strict=True)),
         )
 
     def to_json(self) -> dict[str, object]:
@@ -62,6 +69,7 @@ class AttackFigures:
             "personal_data": self.personal_data.to_json(),
             "rouge_l": round(self.rouge_l, 4),
             "seconds": round(self.seconds, 3),
+            "by_tenth": [round(rate.share, 6) for rate in self.tenths],
         }
 
 
@@ -86,8 +94,24 @@ class CostFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantFigures:
+    """What a tenant's clock says of another one's public texts: on the cloud as it is, and on one without secrets."""
+
+    isolated: TimingResult
+    shared: TimingResult
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {"isolated": self.isolated.to_json(), "shared": self.shared.to_json()}
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyFigures:
-    """One policy: leakage by seat and attack, utility, cost. `confirmation` is the share first of 100, by seat."""
+    """One policy: leakage by seat and attack, utility, cost. `confirmation` is the share first of `lookalikes`.
+
+    `seen` says for each seat what it saw of the first prompt, `layers` what each layer of a cache gives away alone.
+    `tenants` is None where the cloud keeps nothing that another tenant could find.
+    """
 
     name: str
     mode: str
@@ -97,9 +121,15 @@ class PolicyFigures:
     confirmation: Mapping[str, Rate]
     utility: UtilityFigures
     cost: CostFigures
+    seen: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[int, Rate] = field(default_factory=dict)
+    tenants: TenantFigures | None = None
+    lookalikes: int = 100
 
     def worst(self, figure: str) -> float:
-        """Return the highest share of one of `CEILINGS` over all seats and attacks; 0 where nothing was played."""
+        """Return the highest value of one of `CEILINGS` over all seats and attacks; chance where nothing was played."""
+        if figure == "prefix_timing":
+            return 0.5 if self.tenants is None else self.tenants.isolated.auc
         if figure == "confirmation":
             return max((rate.share for rate in self.confirmation.values()), default=0.0)
         rates = {"token_recovery": "tokens", "exact_prompt": "exact", "personal_data": "personal_data"}
@@ -112,13 +142,17 @@ class PolicyFigures:
             "mode": self.mode,
             "codec": self.codec,
             "policy_sha256": self.policy_sha256,
+            "seen": dict(self.seen),
             "leakage": [row.to_json() for row in self.attacks],
+            "lookalikes": self.lookalikes,
             "confirmation": {seat: rate.to_json() for seat, rate in self.confirmation.items()},
             "utility": {
                 "answers": self.utility.answers.to_json(),
                 "kl_nats": round(self.utility.kl_nats, 6),
                 "top1_agreement": round(self.utility.top1_agreement, 6),
             },
+            "by_layer": {str(layer): rate.to_json() for layer, rate in self.layers.items()},
+            "tenants": None if self.tenants is None else self.tenants.to_json(),
             "cost": {name: round(value, 6) for name, value in asdict(self.cost).items()},
         }
 
@@ -144,21 +178,6 @@ class Report:
             "policies": [policy.to_json() for policy in self.policies],
         }
 
-    def lines(self) -> list[str]:
-        """Return the report as text for a terminal, a block a policy."""
-        return [line for policy in self.policies for line in (*_block(policy), "")]
-
-    def markdown(self) -> str:
-        """Return the report as Markdown tables."""
-        head = [
-            "# What each policy gives away",
-            "",
-            f"Model {self.weights_sha256[:16]}… of {self.parameters:,} parameters, {self.prompts} prompts, seed "
-            f"{self.seed}. Shares with 95 % Clopper-Pearson intervals.",
-            "",
-        ]
-        return "\n".join([*head, *_leakage_table(self.policies), "", *_cost_table(self.policies), ""])
-
 
 def parse_ceiling(text: str) -> tuple[str, float]:
     """Return (figure, ceiling) of "figure=0.01"; raises UsageError."""
@@ -180,67 +199,3 @@ def exceeded(report: Report, ceilings: Sequence[tuple[str, float]]) -> list[str]
         for name, ceiling in ceilings
         if policy.worst(name) > ceiling
     ]
-
-
-def _percent(rate: Rate) -> str:
-    low, high = rate.interval
-    return f"{100 * rate.share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _block(policy: PolicyFigures) -> list[str]:
-    cost, utility = policy.cost, policy.utility
-    lines = [f"{policy.name} (mode {policy.mode}, codec {policy.codec})"]
-    rows = [("seat", "attack", "private tokens", "whole prompt", "personal data", "ROUGE-L", "s")]
-    rows += [
-        (
-            row.seat,
-            row.attack,
-            _percent(row.tokens),
-            _percent(row.exact),
-            _percent(row.personal_data),
-            f"{row.rouge_l:.3f}",
-            f"{row.seconds:.2f}",
-        )
-        for row in policy.attacks
-    ]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append(f"  {'  '.join(cells).rstrip()}")
-    for seat, rate in policy.confirmation.items():
-        lines.append(f"  {seat}: the true value first of 100 look-alikes in {_percent(rate)}; chance is 1 %")
-    lines.append(
-        f"  utility: right answers {_percent(utility.answers)}, KL {utility.kl_nats:.2e} nats, "
-        f"same next token {100 * utility.top1_agreement:.1f} %"
-    )
-    lines.append(
-        f"  cost: {cost.bytes_up:,} bytes up, {cost.bytes_down:,} down, TTFT {cost.ttft_seconds:.3f} s, "
-        f"{cost.seconds_per_token:.3f} s a token, device CPU {cost.device_cpu_seconds:.3f} s"
-    )
-    return lines
-
-
-def _leakage_table(policies: Sequence[PolicyFigures]) -> list[str]:
-    lines = ["| policy | seat | attack | private tokens | whole prompt | personal data |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| `{policy.name}` | {row.seat} | {row.attack} | {_percent(row.tokens)} | {_percent(row.exact)} | "
-        f"{_percent(row.personal_data)} |"
-        for policy in policies
-        for row in policy.attacks
-    ]
-    return lines
-
-
-def _cost_table(policies: Sequence[PolicyFigures]) -> list[str]:
-    lines = [
-        "| policy | right answers | KL, nats | same next token | bytes up | bytes down | TTFT | s/token | device CPU |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| `{policy.name}` | {_percent(policy.utility.answers)} | {policy.utility.kl_nats:.2e} | "
-        f"{100 * policy.utility.top1_agreement:.1f} % | {policy.cost.bytes_up:,} | {policy.cost.bytes_down:,} | "
-        f"{policy.cost.ttft_seconds:.3f} s | {policy.cost.seconds_per_token:.3f} | "
-        f"{policy.cost.device_cpu_seconds:.3f} s |"
-        for policy in policies
-    ]
-    return lines

@@ -1,71 +1,113 @@
 """Adversaries at their seats: the product's own path with somebody watching -> what each of them saw.
 
-Evaluation. `CuriousCloud` is the recipient's own service over an engine that keeps what it is handed; `WatchedCloud`
-stands at the door of any `Cloud` and notes sizes and times, as an observer of the network does, reading nothing.
-Neither changes what the device does.
+Evaluation. `CuriousCloud` is the recipient's own service, which keeps whatever it opens; `WatchedCloud` stands at the
+door of any `Cloud` and notes sizes and times, as an observer of the network does, reading nothing. Neither changes what
+the device does.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud import CloudService
+from splitinfer.cloud.answer import Answer, Pieces
+from splitinfer.errors import UsageError
 from splitinfer.evaluation.attacks.traffic import Message, Transcript
 from splitinfer.handoff import Cloud, CloudReply, Route, Source
-from splitinfer.model.engine import Decoding, Engine
+from splitinfer.model.engine import Decoding
+from splitinfer.receive.intake import OpenedRequest
 
-__all__ = ["CuriousCloud", "CuriousEngine", "Handed", "WatchedCloud"]
+__all__ = ["CuriousCloud", "Handed", "WatchedCloud"]
+
+_WITHOUT_CONTENTS = (Route.KEYSET, Route.STATE, Route.RESUME)
 
 
 @dataclass(slots=True)
 class Handed:
-    """What a recipient's engine was handed in one run: ids to prefill, and a cache to decode from."""
+    """What a recipient opened in one run: ids to prefill, a cache to decode from, and the answer that it decoded.
+
+    `calls` counts the calls that carried contents, `read` those whose contents stand here, `unread` names the others'.
+    """
 
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     snapshot: CacheSnapshot | None = field(default=None, repr=False)
     last_token: int | None = field(default=None, repr=False)
-    answered: list[int] = field(default_factory=list, repr=False)
-    inputs: Any = field(default=None, repr=False)
+    decoding: Decoding | None = field(default=None, repr=False)
+    calls: int = 0
+    read: int = 0
+    unread: str = "nothing"
+
+    @property
+    def answered(self) -> tuple[int, ...]:
+        """Return the ids of the answer, where the recipient decoded it."""
+        return () if self.decoding is None else self.decoding.token_ids
+
+    def keep(self, payload: object, *, last_token: int | None) -> None:
+        """Keep a copy of what was opened; a kind that this seat cannot read stays unread."""
+        if isinstance(payload, CacheSnapshot):
+            # The original is wiped when its reply is over.
+            layers = tuple({name: tensor.clone() for name, tensor in layer.items()} for layer in payload.layers)
+            self.snapshot, self.last_token = replace(payload, layers=layers), last_token
+        elif isinstance(payload, tuple):
+            self.token_ids = payload
+        elif payload is not None:
+            self.unread = type(payload).__name__
+            return
+        self.read += 1
+
+    def require_complete(self) -> None:
+        """Refuse to report on calls whose contents were not read: nothing seen would look like nothing leaked.
+
+        Raises UsageError.
+        """
+        if self.calls != self.read:
+            raise UsageError(
+                f"{self.calls} calls carried contents to the recipient, whose seat reads {self.read} of them and not "
+                f"{self.unread}; what this policy gives away cannot be told here"
+            )
 
 
-class CuriousEngine:
-    """The recipient's engine, which keeps a copy of what it is handed; all else is the engine's own."""
+class CuriousCloud(CloudService):
+    """The recipient's service, run by somebody who keeps what is opened and what is decoded."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, *given: Any, **asked: Any) -> None:
+        super().__init__(*given, **asked)
         self.handed = Handed()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
 
     def forget(self) -> None:
         """Begin a new run."""
         self.handed = Handed()
 
-    def prefill(self, token_ids: Sequence[int], **asked: Any) -> CacheSnapshot:
-        """Keep the ids, and the inputs where a mode hands in embeddings instead, then prefill."""
-        self.handed.token_ids = tuple(token_ids)
-        self.handed.inputs = asked.get("embeddings")
-        return self._engine.prefill(token_ids, **asked)
+    def handle(self, route: Route, body: Source) -> CloudReply:
+        """Answer one call as the service does."""
+        self.handed.calls += route not in _WITHOUT_CONTENTS
+        return super().handle(route, body)
 
-    def decode(self, snapshot: CacheSnapshot, *, last_token: int, **asked: Any) -> Decoding:
-        """Keep a copy of the cache, which is wiped later, then decode."""
-        layers = tuple({name: tensor.clone() for name, tensor in layer.items()} for layer in snapshot.layers)
-        self.handed.snapshot = replace(snapshot, layers=layers)
-        self.handed.last_token = last_token
-        return self._engine.decode(snapshot, last_token=last_token, **asked)
+    def _transfer(self, opened: OpenedRequest, answer: Answer, route: Route) -> CloudReply:
+        return super()._transfer(cast(OpenedRequest, _Read(opened, self.handed)), answer, route)
+
+    def _frames(self, decoding: Decoding, forget: Callable[[], None], answer: Answer, frames: int) -> Pieces:
+        self.handed.decoding = decoding
+        return super()._frames(decoding, forget, answer, frames)
 
 
-class CuriousCloud(CloudService):
-    """The recipient's service, run by somebody who keeps what is opened."""
+class _Read:
+    """A request whose contents somebody keeps once they are verified; all else is the request's own."""
 
-    def __init__(self, engine: Engine, *given: Any, **asked: Any) -> None:
-        self.curious = CuriousEngine(engine)
-        super().__init__(cast(Engine, self.curious), *given, **asked)
+    def __init__(self, opened: OpenedRequest, handed: Handed) -> None:
+        self._opened, self._handed = opened, handed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+    def receive(self, sink: Any, sizes: Iterator[int], *, data_bytes: int) -> Any:
+        verified = self._opened.receive(sink, sizes, data_bytes=data_bytes)
+        self._handed.keep(verified.payload, last_token=self._opened.manifest().last_token)
+        return verified
 
 
 class WatchedCloud:
@@ -90,23 +132,23 @@ class WatchedCloud:
         self.cpu_seconds = 0.0
 
     def handle(self, route: Route, body: Source) -> CloudReply:
-        """Hand the call on, noting its body's size when it has arrived, and every piece of the reply."""
+        """Hand the call on, noting its body's size and when its end arrived, and every piece of the reply."""
         source = _CountingSource(body)
         began = time.process_time()
         try:
             reply = self._cloud.handle(route, source)
         finally:
             self.cpu_seconds += time.process_time() - began - source.device_cpu_seconds
-            self._note("up", source.size_bytes)
+            self._note("up", source.size_bytes, at=source.last_at or time.perf_counter())
         return CloudReply(reply.body_bytes, _Watched(reply.body, self))
 
     def reply_piece(self, size_bytes: int, cpu_seconds: float) -> None:
         """Note a piece of the reply."""
         self.cpu_seconds += cpu_seconds
-        self._note("down", size_bytes)
+        self._note("down", size_bytes, at=time.perf_counter())
 
-    def _note(self, direction: Any, size_bytes: int) -> None:
-        self._messages.append(Message(direction, size_bytes, time.perf_counter() - self._began))
+    def _note(self, direction: Any, size_bytes: int, *, at: float) -> None:
+        self._messages.append(Message(direction, size_bytes, at - self._began))
 
 
 class _CountingSource:
@@ -115,13 +157,15 @@ class _CountingSource:
     def __init__(self, body: Source) -> None:
         self._body = body
         self.size_bytes = 0
-        self.device_cpu_seconds = 0.0
+        self.device_cpu_seconds = self.last_at = 0.0
 
     def readinto(self, buffer: memoryview) -> int:
         began = time.process_time()
         count = self._body.readinto(buffer)
         self.device_cpu_seconds += time.process_time() - began
         self.size_bytes += count
+        if count:
+            self.last_at = time.perf_counter()
         return count
 
     @property

@@ -8,6 +8,7 @@ callable that sends a request and returns its seconds.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from splitinfer.errors import UsageError
 
 __all__ = ["TimingResult", "area_under_curve", "probe"]
+
+_NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,21 @@ class TimingResult:
     def auc(self) -> float:
         """Return the area under the ROC curve of "sooner means cached"."""
         return area_under_curve(lower=self.hits, higher=self.misses)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the area, by the standard error of Hanley and McNeil (Radiology 1982)."""
+        area, hits, misses = self.auc, len(self.hits), len(self.misses)
+        above, below = area / (2 - area), 2 * area**2 / (1 + area)
+        spread = area * (1 - area) + (hits - 1) * (above - area**2) + (misses - 1) * (below - area**2)
+        half = _NORMAL_95 * math.sqrt(max(0.0, spread) / (hits * misses))
+        return max(0.0, area - half), min(1.0, area + half)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the area, its interval and the counts."""
+        low, high = self.interval
+        counts = {"hits": len(self.hits), "misses": len(self.misses)}
+        return {"auc": round(self.auc, 6), "low": round(low, 6), "high": round(high, 6), **counts}
 
 
 def probe(

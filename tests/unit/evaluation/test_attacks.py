@@ -143,6 +143,32 @@ def test_without_evidence_the_prior_recovers_no_more_than_chance(models: dict[st
     assert share(found.token_ids) <= 3 / TOKENS
 
 
+def unrelated(loaded: LoadedModel) -> CapturedCache:
+    """Return rows of the same sizes that are made of nothing: the attacks' control."""
+    draw = torch.Generator().manual_seed(11)
+    return captured(loaded).mapped(lambda slab: slab.rows.std() * torch.randn(slab.rows.shape, generator=draw))
+
+
+@pytest.mark.parametrize("attack", ["dictionary", "inversion", "posterior", "collision-plus"])
+def test_no_attack_reads_the_prompt_from_rows_that_are_not_its_own(models: dict[str, LoadedModel], attack: str) -> None:
+    loaded = models["llama"]
+    rows = unrelated(loaded)
+    thresholds = calibrate(loaded.model, captured(loaded), layer=0, token_ids=ids_of(), wrong=16)
+    found = {
+        "dictionary": lambda: LayerZeroDictionary(loaded.model).recover(rows),
+        "inversion": lambda: invert(loaded.model, rows),
+        "posterior": lambda: recover(loaded.model, CacheLikelihood(rows, rounding_variances(rows)), tokens=TOKENS),
+        "collision-plus": lambda: collide(loaded.model, rows, layer=0, thresholds=thresholds, never_stops=True),
+    }[attack]()
+    assert share(found.token_ids) <= 3 / TOKENS
+
+
+def test_vocabulary_matching_reads_nothing_from_states_that_are_not_the_prompts(models: dict[str, LoadedModel]) -> None:
+    model = models["llama"].model
+    states = torch.randn(8, model.config.hidden_size, generator=torch.Generator().manual_seed(12))
+    assert share(match_vocabulary(model, states, Matching(1)).token_ids, ids_of(8)) <= 2 / 8
+
+
 def test_the_prior_decides_where_the_noise_hides_the_rest(models: dict[str, LoadedModel]) -> None:
     loaded = models["llama"]
     table = embedding_table(loaded.model)

@@ -12,9 +12,11 @@ from splitinfer.errors import UsageError
 from splitinfer.evaluation.attacks.observed import CapturedCache
 from splitinfer.evaluation.attacks.prefixes import rows_of
 from splitinfer.evaluation.capture import Exposure, Seat, Stage, private_positions
-from splitinfer.evaluation.evaluate import Settings, evaluate
+from splitinfer.evaluation.evaluate import evaluate
 from splitinfer.evaluation.playbook import ATTACKS, Attacker, require_attacks
 from splitinfer.evaluation.prompts import make_prompts
+from splitinfer.evaluation.seats import Handed
+from splitinfer.evaluation.settings import Settings
 from splitinfer.handoff import SamplingParams
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import LoadedModel, load
@@ -66,6 +68,49 @@ def test_sealed_decode_exposes_the_cache_and_the_last_token_to_the_recipient(eng
     torch.testing.assert_close(slab.rows, exact.layers[1]["keys"][0])
 
 
+def test_a_public_text_that_the_cloud_still_has_is_seen_again(engine: Engine) -> None:
+    """The cloud computes nothing of a prefix that it keeps, and is told of it all the same."""
+    prompt = make_prompts(1, seed=0, document_rows=1)[0]
+    with Stage.open(policy_of("public-prefix"), engine) as stage:
+        seen = [stage.run(prompt, params=PARAMS).exposures[Seat.RECIPIENT].in_clear for _ in range(2)]
+    assert seen[0] == seen[1]
+    assert seen[0]
+
+
+def test_every_prompt_crosses_whole_whatever_came_before(engine: Engine) -> None:
+    """A session that goes on would send what is new alone, and the seat would see too little."""
+    prompt = make_prompts(1, seed=0, document_rows=1)[0]
+    for mode in ("sealed-prefill", "sealed-decode"):
+        policy = policy_of(mode, session={"keep": True})
+        with Stage.open(policy, engine) as stage:
+            first, second = (stage.run(prompt, params=PARAMS).exposures[Seat.RECIPIENT] for _ in range(2))
+        assert first.tokens == second.tokens
+        assert first.in_clear == second.in_clear
+
+
+def test_the_answer_is_seen_by_who_decodes_it(engine: Engine) -> None:
+    prompt = make_prompts(1, seed=0, document_rows=1)[0]
+    for mode, is_seen in (("sealed-prefill", False), ("sealed-decode", True)):
+        with Stage.open(policy_of(mode), engine) as stage:
+            run = stage.run(prompt, params=PARAMS)
+        assert run.exposures[Seat.RECIPIENT].answered == (run.answer.token_ids if is_seen else ())
+
+
+def test_contents_that_no_seat_reads_are_not_reported_as_nothing_leaked() -> None:
+    handed = Handed(calls=1)
+    handed.keep(b"ciphertext of a kind that is not known here", last_token=None)
+    with pytest.raises(UsageError, match="not bytes; what this policy gives away cannot be told"):
+        handed.require_complete()
+
+
+def test_a_bound_on_a_codecs_cost_does_not_keep_a_policy_from_being_evaluated(engine: Engine) -> None:
+    """What the codec costs is what the evaluation measures."""
+    policy = policy_of("sealed-decode", transfer={"codec": "q8", "max_kl": 0.001})
+    with Stage.open(policy, engine) as stage:
+        run = stage.run(make_prompts(1, seed=0, document_rows=1)[0], params=PARAMS)
+    assert run.exposures[Seat.RECIPIENT].cache is not None
+
+
 def test_the_network_sees_a_class_of_sizes_and_no_content(engine: Engine) -> None:
     """Two prompts of one bucket that differ in the personal value alone have the same sizes."""
     prompt = make_prompts(1, seed=0, document_rows=1)[0]
@@ -91,7 +136,13 @@ def test_private_positions_are_those_of_private_segments(engine: Engine, loaded:
 
 def test_an_evaluation_sets_leakage_utility_and_cost_side_by_side(loaded: LoadedModel) -> None:
     settings = Settings(
-        attacks=("read", "dictionary"), prompts=1, max_new_tokens=2, lookalikes=5, seats=(Seat.NETWORK, Seat.RECIPIENT)
+        attacks=("read", "dictionary"),
+        prompts=1,
+        max_new_tokens=2,
+        lookalikes=5,
+        seats=(Seat.NETWORK, Seat.RECIPIENT),
+        tenant_texts=2,
+        tenant_tokens=8,
     )
     done: list[tuple[int, int]] = []
     policies = [(mode, policy_of(mode)) for mode in ("public-prefix", "sealed-prefill", "sealed-decode")]
@@ -106,7 +157,14 @@ def test_an_evaluation_sets_leakage_utility_and_cost_side_by_side(loaded: Loaded
     assert decode.confirmation["recipient"].share == 1.0
     assert decode.confirmation["network"].share == pytest.approx(0.2)
     assert {row.attack for row in decode.attacks if row.seat == "network"} == set()
+    assert "a cache of" in decode.seen["recipient"]
+    assert "token ids in clear" not in decode.seen["network"]
     assert decode.cost.bytes_up > 0
+    assert set(decode.layers) == {0, 1}
+    assert all(rate.share == 1.0 for rate in decode.layers.values())
+    assert public.layers == {}
+    assert public.tenants is not None
+    assert prefill.tenants is None
     assert decode.utility.top1_agreement == 1.0
 
 

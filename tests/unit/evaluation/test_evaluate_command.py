@@ -25,7 +25,7 @@ def run(*words: str) -> int:
     return main(["evaluate", *words])
 
 
-COMMON = ("--prompts", "1", "--max-new-tokens", "2", "--attack", "read,dictionary")
+COMMON = ("--prompts", "1", "--max-new-tokens", "2", "--attack", "read,dictionary", "--tenant-texts", "0")
 
 
 def test_the_report_is_one_json_object_and_a_ceiling_that_is_kept_passes(
@@ -54,6 +54,8 @@ def test_a_ceiling_that_is_exceeded_ends_with_exit_code_3(model: str, capsys: py
         (("local", "--seat", "moon"), "--seat takes"),
         (("local", "--attack", "telepathy"), "telepathy"),
         (("local", "--fail-above", "x=1"), "--fail-above takes"),
+        (("local", "--codec", "zip"), "no codec 'zip'"),
+        (("local", "--seed", "-1"), "0 or more"),
         (("local", "--captures", "nowhere"), "stands alone"),
     ],
 )

@@ -3,7 +3,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitinfer.evaluation.metrics import contains, recovery, rouge_l
+from splitinfer.evaluation.intervals import Rate
+from splitinfer.evaluation.metrics import by_tenth, contains, recovery, rouge_l
 
 
 def compared(found: list[int], true: list[int], private: set[int]) -> tuple[float, float]:
@@ -39,3 +40,17 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
 def test_rouge_l_is_symmetric_and_one_for_equals(first: list[int], second: list[int]) -> None:
     assert rouge_l(first, second) == rouge_l(second, first)
     assert rouge_l(first, first) == 1.0
+
+
+def test_recovery_is_counted_by_tenth_of_the_private_text() -> None:
+    true = list(range(100, 130))
+    found = [*true[:15], *[-1] * 15]
+    tenths = by_tenth(found, true, private=range(10, 30))
+    assert [rate.trials for rate in tenths] == [2] * 10
+    assert [rate.share for rate in tenths] == [1.0, 1.0, 0.5, *[0.0] * 7]
+
+
+def test_a_text_without_positions_is_judged_as_a_text_alone() -> None:
+    result = recovery([5, 6], [5, 6], private=(), found_text="call 555-1", true_text="x", secret="555-1")
+    assert (result.tokens, result.exact) == (Rate(0, 0), Rate(0, 0))
+    assert result.personal_data == Rate(1, 1)

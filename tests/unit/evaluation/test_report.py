@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from splitinfer.errors import UsageError
+from splitinfer.evaluation.attacks.prefix_timing import TimingResult
 from splitinfer.evaluation.intervals import Rate
 from splitinfer.evaluation.plots import write_report
+from splitinfer.evaluation.rendering import markdown, text_lines
 from splitinfer.evaluation.report import (
     FORMAT,
     AttackFigures,
     CostFigures,
     PolicyFigures,
     Report,
+    TenantFigures,
     UtilityFigures,
     exceeded,
     parse_ceiling,
@@ -52,6 +56,19 @@ def test_the_worst_seat_and_attack_count() -> None:
     assert policy.worst("token_recovery") == 0.9
     assert policy.worst("personal_data") == 1.0
     assert policy.worst("confirmation") == 0.01
+
+
+def test_layers_and_another_tenants_clock_are_said() -> None:
+    timing = TenantFigures(TimingResult((1.0, 2.0), (1.5, 1.6)), TimingResult((1.0, 1.0), (2.0, 2.0)))
+    (policy,) = report().policies
+    policy = replace(policy, layers={0: Rate(9, 10)}, tenants=timing, seen={"network": "no traffic"})
+    said = "\n".join(text_lines(replace(report(), policies=(policy,))))
+    assert "network sees no traffic" in said
+    assert "0: 90.0 %" in said
+    assert "AUC 0.50" in said
+    assert "1.00 [1.00, 1.00] if the cloud kept one cache for all" in said
+    assert policy.worst("prefix_timing") == 0.5
+    assert "0: 90.0 %" in markdown(replace(report(), policies=(policy,)))
 
 
 def test_a_ceiling_that_is_exceeded_is_named_and_one_that_is_kept_is_not() -> None:

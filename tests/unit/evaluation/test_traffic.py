@@ -5,7 +5,7 @@ import random
 import pytest
 
 from splitinfer.errors import UsageError
-from splitinfer.evaluation.attacks.prefix_timing import area_under_curve, probe
+from splitinfer.evaluation.attacks.prefix_timing import TimingResult, area_under_curve, probe
 from splitinfer.evaluation.attacks.traffic import FEATURES, Message, TopicClassifier, Transcript, features, length_error
 
 
@@ -68,6 +68,15 @@ def test_the_area_counts_pairs_in_order_and_ties_half() -> None:
     assert area_under_curve(lower=[3, 4], higher=[1, 2]) == 0.0
     assert area_under_curve(lower=[1, 1], higher=[1, 1]) == 0.5
     assert area_under_curve(lower=[1, 3], higher=[2, 3]) == 0.625
+
+
+def test_the_interval_of_an_area_holds_it_and_narrows() -> None:
+    few, many = (TimingResult(tuple(range(0, 2 * count, 2)), tuple(range(1, 2 * count, 2))) for count in (20, 500))
+    for result in (few, many):
+        low, high = result.interval
+        assert low < 0.5 < high
+    assert many.interval[1] - many.interval[0] < few.interval[1] - few.interval[0]
+    assert TimingResult((1.0, 1.0), (2.0, 2.0)).interval == (1.0, 1.0)
 
 
 class Server:
