@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from splitinfer.errors import PolicyError, UsageError
-from trust_models.codecs import CODEC_TEXTS
 from trust_models.policy import Policy, resolve
 
 if TYPE_CHECKING:
@@ -28,12 +27,14 @@ _EPILOG = """examples:
   splitinfer evaluate public-prefix sealed-decode --seat network --prompts 20
   splitinfer evaluate my-policy.toml --attack dictionary,posterior --json
   splitinfer evaluate sealed-decode --codec raw --codec q8 --codec q4 --out report
+  splitinfer evaluate noised-decode --sigma 0.05 --sigma 0.2 --prompts 20 --out report
   splitinfer evaluate public-prefix --fail-above personal_data=0.01   exit code 3 where a policy leaks more
   splitinfer evaluate --captures ./dump --model ./model  what another system's caches give away
 
 A policy's remote is replaced by a curious cloud in this process; nothing leaves this machine. Figures of --fail-above:
 token_recovery, exact_prompt, personal_data, confirmation: the highest over all seats and attacks that were played;
-prefix_timing: the area under the curve of another tenant's clock, 0.5 where it says nothing.
+prefix_timing: the area under the curve of another tenant's clock, 0.5 where it says nothing; noise_audit: 1 where a
+promise of noise was refuted. What was measured of a noised policy is kept in the state folder, for its certificates.
 """
 
 
@@ -56,6 +57,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--codec", action="append", default=[], metavar="NAME", help="evaluate each policy with this codec; repeatable"
     )
     parser.add_argument(
+        "--sigma", type=float, action="append", default=[], metavar="S", help="with this much noise; repeatable"
+    )
+    parser.add_argument(
         "--tenant-texts",
         type=int,
         default=40,
@@ -76,11 +80,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _evaluate(args: argparse.Namespace) -> int:
     from splitinfer.evaluation.rendering import text_lines  # torch takes seconds to load
     from splitinfer.evaluation.report import exceeded, parse_ceiling
+    from splitinfer.evaluation.variants import with_codecs, with_noise
 
     ceilings = [parse_ceiling(text) for text in args.fail_above]
     if args.captures is not None:
         return _captures(args)
-    report = _report(args, _with_codecs(_policies(args.policy), args.codec))
+    policies = with_noise(with_codecs(_policies(args.policy), args.codec), args.sigma)
+    report = _report(args, policies)
+    if not args.quick:
+        _remember(report, policies, args.home)
     if args.out is not None:
         _write(report, args.out)
     failures = exceeded(report, ceilings)
@@ -125,21 +133,18 @@ def _policies(names: Sequence[str]) -> list[tuple[str, Policy]]:
     return [(Path(name).stem if name.endswith(".toml") else name, resolve(name)) for name in names]
 
 
-def _with_codecs(policies: Sequence[tuple[str, Policy]], codecs: Sequence[str]) -> Sequence[tuple[str, Policy]]:
-    """Return each policy with each codec, under a name that says it; as they are where none is named."""
-    unknown = [name for name in codecs if name not in CODEC_TEXTS]
-    if unknown:
-        raise UsageError(f"there is no codec {unknown[0]!r}; write one of {', '.join(CODEC_TEXTS)}")
-    if not codecs:
-        return policies
-    found = []
-    for name, policy in policies:
-        for codec in codecs:
-            # What is measured here is what the bounds are there for, so none of them stands in the way.
-            update = {"codec": codec, "max_kl": None, "verify_rows": 0, "allow_q4_small_models": codec == "q4"}
-            transfer = policy.transfer.model_copy(update=update)
-            found.append((f"{name}, {codec}", policy.model_copy(update={"transfer": transfer})))
-    return found
+def _remember(report: Report, policies: Sequence[tuple[str, Policy]], home: str | None) -> None:
+    """Keep what was measured of noised policies, so that their certificates can say it."""
+    from splitinfer.evaluation.capture import Seat
+    from splitinfer.home import Home
+    from splitinfer.home.leakage import LeakageFile
+    from splitinfer.noise.certificate import Measured
+
+    for (_, policy), figures in zip(policies, report.policies, strict=True):
+        rows = {row.attack: row.tokens.share for row in figures.attacks if row.seat == Seat.RECIPIENT}
+        if policy.noise is not None and {"prior", "denoise"} <= set(rows):
+            measured = Measured(prior=rows["prior"], recovery=max(rows.values()))
+            LeakageFile(Home.find(home)).put(report.weights_sha256, policy.digest, measured)
 
 
 def _seats(names: Sequence[str]) -> tuple[Seat, ...]:

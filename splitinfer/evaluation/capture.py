@@ -7,7 +7,7 @@ adversaries are those of `seats`. A policy's remote is replaced by that cloud; a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -23,15 +23,19 @@ from splitinfer.evaluation.metrics import Cost
 from splitinfer.evaluation.prompts import EvaluationPrompt
 from splitinfer.evaluation.scratch import Scratch
 from splitinfer.evaluation.seats import CuriousCloud, Handed, WatchedCloud
-from splitinfer.handoff import Label, PromptTokens, SamplingParams
+from splitinfer.handoff import PromptTokens, SamplingParams
 from splitinfer.model.engine import Engine
+from splitinfer.noise.certificate import Certificate
+from splitinfer.noised import with_public_end
 from splitinfer.session import Session
 from splitinfer.transport.memory import MemoryTransport
-from trust_models.modes import TrustMode
+from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
 from trust_models.policy import Remote as RemoteSection
 
 __all__ = ["Captured", "Exposure", "Seat", "Stage", "private_positions"]
+
+_ANY_EPSILON = 1e12
 
 
 class Seat(StrEnum):
@@ -45,10 +49,11 @@ class Seat(StrEnum):
 class Exposure:
     """What one seat saw of one run: ids in clear by position, a cache, traffic. Nothing else may reach an attack.
 
-    `tokens` is None where not even the prompt's length was seen. `public` is granted to every seat: the public text by
-    position, which anybody may have. `answered` are the ids of an answer that the seat itself decoded. `embeddings`
-    are noised inputs [tokens, hidden] where those were seen; `noise_sigma` is the standard deviation that the policy
-    publishes, None without noise.
+    `tokens` is None where not even the prompt's length was seen. `public` is granted to every seat: public text and the
+    template by position, which anybody may have. `answered` are the ids of an answer that the seat itself decoded.
+    `embeddings` are noised inputs [tokens, hidden] where those were seen; `noise_sigma` is the standard deviation that
+    the policy publishes, None without noise, and `noise_post` what was done to the noised rows.
+    `opaque_bytes` counts, by kind, what was seen and is kept from the seat by design.
     """
 
     seat: Seat
@@ -61,6 +66,18 @@ class Exposure:
     tokens: int | None = None
     embeddings: torch.Tensor | None = field(default=None, repr=False)
     noise_sigma: float | None = None
+    noise_post: str = "none"
+    opaque_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def likely_sigma(self) -> float | None:
+        """Return the deviation at which a row of the table explains what was seen; None without noise.
+
+        Where the nearest row was released in a noised one's place, row j comes from row i with the chance that noise
+        carries i past the middle, about exp(-|i - j|^2 / 8 sigma^2): a density of twice the deviation.
+        """
+        doubled = 2.0 if self.noise_post == "nearest" else 1.0
+        return None if self.noise_sigma is None else doubled * self.noise_sigma
 
     @property
     def known(self) -> dict[int, int]:
@@ -80,18 +97,23 @@ class Exposure:
             parts.append(f"a cache of {self.cache.tokens} tokens{noise}")
         if self.answered:
             parts.append(f"{len(self.answered)} tokens of the answer")
+        parts += [f"{size:,} bytes of {kind}, which it cannot read" for kind, size in self.opaque_bytes.items()]
         return ", ".join(parts) or "nothing"
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """One run: the prompt, its true ids, the answer, the cost, and what was exposed to whom."""
+    """One run: the prompt, its true ids, the answer, the cost, and what was exposed to whom.
+
+    `appended` are the public ids that a mode puts behind every prompt.
+    """
 
     prompt: EvaluationPrompt
     tokens: PromptTokens
     answer: Answer
     cost: Cost
     exposures: dict[Seat, Exposure] = field(repr=False)
+    appended: tuple[int, ...] = ()
 
 
 class Stage:
@@ -128,16 +150,14 @@ class Stage:
 
         Raises what a session raises, and UsageError where the recipient was handed what its seat cannot read.
         """
-        params = params or SamplingParams(max_new_tokens=24)
         self._watched.forget()
         self._inner.forget()
-        tokens = self.engine.tokenize(prompt.segments)
+        plain = self.engine.tokenize(prompt.segments)
+        tokens = with_public_end(self.engine, plain, self.policy.noise) if self.policy.noise else plain
         began = time.process_time()
-        answer = self._session.run(
-            prompt.segments, max_new_tokens=params.max_new_tokens, temperature=params.temperature, seed=params.seed
-        )
-        self._inner.handed.require_complete()
+        answer = self._session.run(prompt.segments, **self._sampling(params))
         device_cpu = time.process_time() - began - self._watched.cpu_seconds
+        self._inner.handed.require_complete()
         cost = Cost(
             answer.egress.bytes_sent,
             answer.egress.bytes_received,
@@ -145,23 +165,31 @@ class Stage:
             answer.tpot_seconds,
             max(0.0, device_cpu),
         )
-        return Captured(prompt, tokens, answer, cost, self._exposures(tokens, _sigma_of(answer)))
+        appended = tokens.token_ids[len(plain.token_ids) :]
+        return Captured(prompt, tokens, answer, cost, self._exposures(tokens, answer.certificate), appended)
 
-    def _exposures(self, tokens: PromptTokens, sigma: float | None) -> dict[Seat, Exposure]:
+    def _sampling(self, params: SamplingParams | None) -> dict[str, Any]:
+        """Return what the caller says of sampling; nothing where the policy says it."""
+        row = MODES[self.policy.mode]
+        if row.is_noised and row.decode == "cloud":
+            return {}
+        params = params or SamplingParams(max_new_tokens=24)
+        return {"max_new_tokens": params.max_new_tokens, "temperature": params.temperature, "seed": params.seed}
+
+    def _exposures(self, tokens: PromptTokens, certificate: Certificate | None) -> dict[Seat, Exposure]:
         network = Exposure(Seat.NETWORK, {}, transcript=self._watched.transcript)
-        recipient = replace(_recipient(self._inner.handed, self._watched.transcript), noise_sigma=sigma)
-        public = dict(enumerate(tokens.token_ids[: tokens.leading_public_tokens]))
+        handed = self._inner.handed
+        recipient = replace(_recipient(handed, self._watched.transcript), opaque_bytes=handed.opaque_bytes)
+        if certificate is not None:
+            recipient = replace(recipient, noise_sigma=certificate.sigma, noise_post=certificate.post)
+        private = set(tokens.private_positions)
+        public = {place: token for place, token in enumerate(tokens.token_ids) if place not in private}
         return {seen.seat: replace(seen, public=public) for seen in (network, recipient)}
 
 
 def private_positions(tokens: PromptTokens, *, control_ids: frozenset[int]) -> frozenset[int]:
-    """Return the positions of private text: those of private segments, without the template's control tokens."""
-    found, start = set(), 0
-    for length, label in zip(tokens.segment_lengths, tokens.labels, strict=True):
-        if label is Label.PRIVATE:
-            found |= {place for place in range(start, start + length) if tokens.token_ids[place] not in control_ids}
-        start += length
-    return frozenset(found)
+    """Return the positions of private text, without control tokens."""
+    return frozenset(place for place in tokens.private_positions if tokens.token_ids[place] not in control_ids)
 
 
 def _recipient(handed: Handed, transcript: Transcript) -> Exposure:
@@ -183,16 +211,16 @@ def _recipient(handed: Handed, transcript: Transcript) -> Exposure:
     )
 
 
-def _sigma_of(answer: Answer) -> float | None:
-    """Return the noise that a certificate states; modes without noise have none."""
-    certificate = getattr(answer, "certificate", None)
-    return None if certificate is None else certificate.sigma
-
-
 def _here(policy: Policy) -> Policy:
-    """Return the policy with this process's cloud and log. What a codec costs is measured here, not looked up."""
+    """Return the policy with this process's cloud and log.
+
+    What a codec costs is measured here, not looked up. The log is new and forgotten at the end, so that no budget of a
+    subject is spent; each release keeps its own price.
+    """
     changes: dict[str, Any] = {"audit": type(policy.audit)()}
     changes["transfer"] = policy.transfer.model_copy(update={"max_kl": None})
+    if policy.noise is not None:
+        changes["noise"] = policy.noise.model_copy(update={"budget_epsilon": _ANY_EPSILON})
     if policy.remote is not None:
         changes["remote"] = RemoteSection(name="default")
     return policy.model_copy(update=changes)

@@ -10,20 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from splitinfer import codec as codecs
+from splitinfer import schedule
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.errors import UsageError
-from splitinfer.evaluation.capture import Captured, Stage
+from splitinfer.evaluation.audit.mechanisms import embedding_noise
+from splitinfer.evaluation.capture import Captured, Seat, Stage
 from splitinfer.evaluation.playbook import Attacker
 from splitinfer.evaluation.prompts import make_prompts
-from splitinfer.evaluation.report import CostFigures, PolicyFigures, Report, TenantFigures, UtilityFigures
+from splitinfer.evaluation.report import (
+    CostFigures,
+    NoiseFigures,
+    PolicyFigures,
+    Report,
+    TenantFigures,
+    UtilityFigures,
+)
 from splitinfer.evaluation.settings import Settings
 from splitinfer.evaluation.tally import Tally
 from splitinfer.evaluation.tenants import time_prefixes
 from splitinfer.handoff import SamplingParams
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import LoadedModel
-from splitinfer.model.measure import measure, windows
-from trust_models.codecs import LOSSY
+from splitinfer.model.measure import Window, measure
 from trust_models.modes import TrustMode
 from trust_models.policy import Policy
 
@@ -94,8 +102,22 @@ def _policy(
         seen={seat.value: tally.runs[0].exposures[seat].sentence() for seat in settings.seats},
         layers=tally.layers,
         tenants=_tenants(policy, engine, settings),
+        noise=_noise(tally, engine, settings, attacker.residuals),
         lookalikes=settings.lookalikes,
     )
+
+
+def _noise(tally: Tally, engine: Engine, settings: Settings, residuals: Sequence[float]) -> NoiseFigures | None:
+    """Audit the promise of the first release, on a pair that is as far apart as its neighbours can be, or closer."""
+    certificate = tally.runs[0].answer.certificate
+    if certificate is None or certificate.mu is None:
+        return None
+    # A promise for whole prompts is made for the size class of their private tokens.
+    private = schedule.pad_tokens(len(tally.runs[0].tokens.private_positions))
+    adjacency = min(certificate.adjacency.tokens or private, private)
+    mechanism = embedding_noise(engine, mu=certificate.mu, adjacency=adjacency)
+    audited = mechanism.closer().audit(releases=settings.audit_releases)
+    return NoiseFigures(certificate.to_json(), audited, max(residuals, default=None))
 
 
 def _tenants(policy: Policy, engine: Engine, settings: Settings) -> TenantFigures | None:
@@ -116,18 +138,24 @@ def _tenants(policy: Policy, engine: Engine, settings: Settings) -> TenantFigure
 
 
 def _divergence(loaded: LoadedModel, codec: str, runs: Sequence[Captured]) -> tuple[float, float]:
-    """Return KL(exact || what the decode side had) in nats a token, and top-1 agreement."""
-    if codec not in LOSSY or len(runs) < 2:
+    """Return KL(exact || what was decoded from) in nats a token, and top-1 agreement, where the right answer is fed.
+
+    What was decoded from is what the recipient held; where the device decoded, an exact cache through the codec.
+    """
+    if all(run.answer.exact for run in runs):
         return 0.0, 1.0
-    texts = [loaded.tokenizer.decode(list(run.tokens.token_ids)) for run in runs]
-    shortest = min(len(run.tokens.token_ids) for run in runs)
-    context = max(1, shortest - 2 * _SCORED_TOKENS - 1)
-    found = windows(loaded, texts, context_tokens=context, scored_tokens=_SCORED_TOKENS, limit=len(texts))
+    found = []
+    for run in runs:
+        right = loaded.tokenizer(run.prompt.secret, add_special_tokens=False).input_ids[:_SCORED_TOKENS]
+        found.append(Window((*run.tokens.token_ids, *right), len(run.tokens.token_ids) - 1))
+    held = iter([run.exposures[Seat.RECIPIENT].snapshot for run in runs] * 2)
 
     def moved(snapshot: CacheSnapshot) -> CacheSnapshot:
-        return codecs.move(snapshot, codec=codec)
+        seen = next(held)
+        return codecs.move(snapshot, codec=codec) if seen is None else seen
 
-    loss = measure(loaded, found, through=moved)
+    # One prompt is measured twice, because a loss has an error.
+    loss = measure(loaded, found if len(found) > 1 else found * 2, through=moved)
     return loss.kl_nats, loss.top1_agreement
 
 

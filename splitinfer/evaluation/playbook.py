@@ -58,7 +58,10 @@ class NoEvidence:
 
 
 class Attacker:
-    """Public weights, and what follows from them alone; one for a model and a codec."""
+    """Public weights, and what follows from them alone; one for a model and a codec.
+
+    `residuals` are those of every cache that was inverted to its inputs.
+    """
 
     def __init__(
         self,
@@ -70,8 +73,14 @@ class Attacker:
     ) -> None:
         self.loaded, self.codec = loaded, codec
         self.beam = beam or Beam()
+        self.residuals: list[float] = []
         self._inverted: tuple[Exposure, torch.Tensor] | None = None
         self._rounding = RELATIVE_ROUNDING if relative_rounding is None else relative_rounding
+
+    @property
+    def wide_beam(self) -> Beam:
+        """Return the beam where the prior decides much: the same for what is seen through noise and for chance."""
+        return Beam(width=max(self.beam.width, _NOISED_BEAM), prior_weight=self.beam.prior_weight)
 
     @cached_property
     def dictionary(self) -> LayerZeroDictionary:
@@ -123,15 +132,16 @@ class Attacker:
         if self._inverted is None or self._inverted[0] is not exposure:
             found = invert_embeddings(self.loaded.model, exposure.cache, known=exposure.known)
             self._inverted = exposure, found.rows
+            self.residuals.append(found.residual)
         return self._inverted[1]
 
     def noised_score(self, exposure: Exposure, token_ids: Sequence[int]) -> float:
         """Return the log-density of a whole prompt's noised embeddings under these ids, up to a constant."""
         inputs = self.noised_inputs(exposure)
-        if inputs is None or exposure.noise_sigma is None:
+        if inputs is None or exposure.likely_sigma is None:
             return 0.0
         gaps = inputs.double() - self.table[list(token_ids[: len(inputs)])].double()
-        return -float(gaps.square().sum()) / (2 * exposure.noise_sigma**2)
+        return -float(gaps.square().sum()) / (2 * exposure.likely_sigma**2)
 
     def by_layer(self, exposure: Exposure, layer: int, tokens: int) -> Recovered:
         """Attack one layer of a cache that nobody noised, as if no other had been seen."""
@@ -142,7 +152,7 @@ class Attacker:
 
 def _prior(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:
     model, known = attacker.loaded.model, exposure.known
-    return recover(model, NoEvidence(), tokens=tokens, known=known, beam=attacker.beam, texts=attacker.texts)
+    return recover(model, NoEvidence(), tokens=tokens, known=known, beam=attacker.wide_beam, texts=attacker.texts)
 
 
 def _read(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
@@ -178,12 +188,11 @@ def _posterior_last_layer(attacker: Attacker, exposure: Exposure, tokens: int) -
 def _denoise(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
     """Undo the deterministic part, then weigh the noise against the prior."""
     inputs = attacker.noised_inputs(exposure)
-    if inputs is None or exposure.noise_sigma is None:
+    if inputs is None or exposure.likely_sigma is None:
         return None
-    likelihood = EmbeddingLikelihood(inputs, attacker.table, sigma=exposure.noise_sigma)
-    beam = Beam(width=max(attacker.beam.width, _NOISED_BEAM))
+    likelihood = EmbeddingLikelihood(inputs, attacker.table, sigma=exposure.likely_sigma)
     model, known = attacker.loaded.model, exposure.known
-    found = recover(model, likelihood, tokens=len(inputs), known=known, beam=beam, texts=attacker.texts)
+    found = recover(model, likelihood, tokens=len(inputs), known=known, beam=attacker.wide_beam, texts=attacker.texts)
     return _with_clear(found, exposure)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from splitinfer.evaluation.attacks.prefix_timing import TimingResult
 from splitinfer.evaluation.intervals import Rate
-from splitinfer.evaluation.report import PolicyFigures, Report
+from splitinfer.evaluation.report import NoiseFigures, PolicyFigures, Report
 
 __all__ = ["markdown", "text_lines"]
 
@@ -76,7 +76,7 @@ def _block(policy: PolicyFigures) -> list[str]:
 
 
 def _layers_and_tenants(policy: PolicyFigures) -> list[str]:
-    lines = []
+    lines = [] if policy.noise is None else [_noise(policy.noise)]
     if policy.layers:
         shares = ", ".join(f"{layer}: {100 * rate.share:.1f} %" for layer, rate in policy.layers.items())
         lines.append(f"  private tokens from one layer of the cache alone: {shares}")
@@ -86,6 +86,19 @@ def _layers_and_tenants(policy: PolicyFigures) -> list[str]:
             f"  another tenant's clock: AUC {isolated}, chance is 0.5; {shared} if the cloud kept one cache for all"
         )
     return lines
+
+
+def _noise(noise: NoiseFigures) -> str:
+    """Say promise and audit in one line; epsilon is None where it is beyond all numbers."""
+    promised, audited = noise.certificate, noise.audited
+    epsilon = "infinite" if promised["epsilon"] is None else f"{promised['epsilon']:.4g}"
+    residual = "" if noise.residual is None else f"; caches inverted to a residual of {noise.residual:.0e}"
+    verdict = "REFUTED" if audited.is_refuted else "not refuted"
+    return (
+        f"  promised: epsilon {epsilon} at delta {promised['delta']:g} ({promised['adjacency']}), "
+        f"{promised['verdict']}; audited with {audited.releases:,} releases: mu is at least {audited.lower_mu:.2f} of "
+        f"{audited.claimed_mu:.2f} claimed for the audited pair, {verdict}{residual}"
+    )
 
 
 def _notes(policies: Sequence[PolicyFigures]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from splitinfer.errors import UsageError
 from splitinfer.evaluation.attacks.prefix_timing import TimingResult
+from splitinfer.evaluation.audit.fresh import Audited
 from splitinfer.evaluation.intervals import Rate
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FORMAT",
     "AttackFigures",
     "CostFigures",
+    "NoiseFigures",
     "PolicyFigures",
     "Report",
     "TenantFigures",
@@ -23,7 +25,7 @@ __all__ = [
 ]
 
 FORMAT = "splitinfer-evaluation/1"
-CEILINGS = ("token_recovery", "exact_prompt", "personal_data", "confirmation", "prefix_timing")
+CEILINGS = ("token_recovery", "exact_prompt", "personal_data", "confirmation", "prefix_timing", "noise_audit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +108,29 @@ class TenantFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseFigures:
+    """What a noised policy promises, as the certificate of its first release says it, and what an audit found.
+
+    The audit asks whether the noise is as strong as promised; it says nothing about who recovers what. `residual` is
+    the worst of the caches that were inverted to their inputs, None where none was: above 1e-3 the attacker did not
+    have all that a better one would have.
+    """
+
+    certificate: Mapping[str, object]
+    audited: Audited
+    residual: float | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {"certificate": dict(self.certificate), "audit": self.audited.to_json(), "residual": self.residual}
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyFigures:
     """One policy: leakage by seat and attack, utility, cost. `confirmation` is the share first of `lookalikes`.
 
     `seen` says for each seat what it saw of the first prompt, `layers` what each layer of a cache gives away alone.
-    `tenants` is None where the cloud keeps nothing that another tenant could find.
+    `tenants` is None where the cloud keeps nothing that another tenant could find, `noise` where nothing is noised.
     """
 
     name: str
@@ -124,10 +144,13 @@ class PolicyFigures:
     seen: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[int, Rate] = field(default_factory=dict)
     tenants: TenantFigures | None = None
+    noise: NoiseFigures | None = None
     lookalikes: int = 100
 
     def worst(self, figure: str) -> float:
         """Return the highest value of one of `CEILINGS` over all seats and attacks; chance where nothing was played."""
+        if figure == "noise_audit":
+            return float(self.noise is not None and self.noise.audited.is_refuted)
         if figure == "prefix_timing":
             return 0.5 if self.tenants is None else self.tenants.isolated.auc
         if figure == "confirmation":
@@ -153,6 +176,7 @@ class PolicyFigures:
             },
             "by_layer": {str(layer): rate.to_json() for layer, rate in self.layers.items()},
             "tenants": None if self.tenants is None else self.tenants.to_json(),
+            "noise": None if self.noise is None else self.noise.to_json(),
             "cost": {name: round(value, 6) for name, value in asdict(self.cost).items()},
         }
 

@@ -40,6 +40,7 @@ class Handed:
     calls: int = 0
     read: int = 0
     unread: str = "nothing"
+    opaque_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def answered(self) -> tuple[int, ...]:
@@ -57,6 +58,15 @@ class Handed:
         elif payload is not None:
             self.unread = type(payload).__name__
             return
+        self.read += 1
+
+    def keep_opaque(self, kind: str, size_bytes: int) -> None:
+        """Count contents that a mode keeps from its recipient by design, as ciphertexts or masked numbers are kept.
+
+        `kind` says in words what they are; a seat calls this where it knows that, and never for what it merely does
+        not understand.
+        """
+        self.opaque_bytes[kind] = self.opaque_bytes.get(kind, 0) + size_bytes
         self.read += 1
 
     def require_complete(self) -> None:

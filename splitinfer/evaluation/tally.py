@@ -114,7 +114,10 @@ class Tally:
         return 0.0 if agrees else float("-inf")
 
     def _attacker_ids(self, captured: Captured, value: str) -> tuple[int, ...]:
-        return tokenize(self._attacker.loaded.tokenizer, captured.prompt.with_secret(value).segments).token_ids
+        return (
+            tokenize(self._attacker.loaded.tokenizer, captured.prompt.with_secret(value).segments).token_ids
+            + captured.appended
+        )
 
 
 def _sees(exposure: Exposure) -> bool:

@@ -24,6 +24,8 @@ __all__ = ["InvertedEmbeddings", "embedding_table", "invert_embeddings"]
 _DIFFERENCE = 1e-3
 _GOOD_RESIDUAL = 1e-5
 _STEP_SIZES = (1.0, 0.6, 0.3, 0.1, 0.03)
+# Loud noise is far longer than any row of the table, and a normalised first layer does not show by how much.
+_LENGTHS = tuple(2.0**power for power in range(13))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def invert_embeddings(
     capture: CapturedCache,
     *,
     known: Mapping[int, int] | None = None,
-    most_steps: int = 8,
+    most_steps: int = 16,
 ) -> InvertedEmbeddings:
     """Find the inputs of every position; `known` tokens were not noised. Uses the first layers that suffice.
 
@@ -57,9 +59,10 @@ def invert_embeddings(
     slabs = _enough(capture, hidden=model.get_input_embeddings().weight.shape[1])
     table = embedding_table(model)
     prefixes = Prefixes(model, positions=capture.tokens)
+    size = float(table.square().mean().sqrt())
     found, misfits = [], []
     for position in range(capture.tokens):
-        solver = _Solver(prefixes, slabs, position)
+        solver = _Solver(prefixes, slabs, position, size=size)
         start = table[known[position]] if position in known else solver.nearest(table)
         row, misfit = (start, solver.misfit(start)) if position in known else solver.solve(start, most_steps)
         found.append(row)
@@ -69,10 +72,10 @@ def invert_embeddings(
 
 
 class _Solver:
-    """One position: the captured rows there as one vector, relative to their size."""
+    """One position: the captured rows there as one vector, relative to their size; `size` is that of the table."""
 
-    def __init__(self, prefixes: Prefixes, slabs: list[CapturedSlab], position: int) -> None:
-        self._prefixes, self._slabs = prefixes, slabs
+    def __init__(self, prefixes: Prefixes, slabs: list[CapturedSlab], position: int, *, size: float) -> None:
+        self._prefixes, self._slabs, self._size = prefixes, slabs, size
         self._last_layer = max(slab.layer for slab in slabs)
         sizes = [float(slab.rows.square().mean().sqrt()) for slab in slabs]
         self._scales = [1 / max(size, 1e-12) for size in sizes]
@@ -81,8 +84,10 @@ class _Solver:
         )
 
     def nearest(self, table: torch.Tensor) -> torch.Tensor:
-        """Return the row of the table whose rows are nearest."""
-        return table[int(self._gaps(table).square().sum(1).argmin())]
+        """Return the row of the table whose rows are nearest, at the length at which they are nearest."""
+        row = table[int(self._gaps(table).square().sum(1).argmin())]
+        lengths = row * torch.tensor(_LENGTHS)[:, None]
+        return lengths[int(self._gaps(lengths).square().sum(1).argmin())]
 
     def misfit(self, row: torch.Tensor) -> float:
         """Return the root mean square of the gap."""
@@ -104,7 +109,8 @@ class _Solver:
         return row, misfit
 
     def _step(self, row: torch.Tensor) -> torch.Tensor:
-        difference = _DIFFERENCE * float(row.square().mean().sqrt())
+        # A row of zeros, as a padding token has, is no measure of its own.
+        difference = _DIFFERENCE * max(float(row.square().mean().sqrt()), self._size)
         moved = row + difference * torch.eye(len(row))
         gaps = self._gaps(torch.cat([row[None], moved]))
         jacobian = (gaps[1:] - gaps[:1]) / difference

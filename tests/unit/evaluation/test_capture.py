@@ -103,6 +103,15 @@ def test_contents_that_no_seat_reads_are_not_reported_as_nothing_leaked() -> Non
         handed.require_complete()
 
 
+def test_contents_that_are_kept_from_the_seat_by_design_are_counted_as_such() -> None:
+    handed = Handed(calls=2)
+    for size in (100, 20):
+        handed.keep_opaque("ciphertexts", size)
+    handed.require_complete()
+    exposure = Exposure(Seat.RECIPIENT, {}, opaque_bytes=handed.opaque_bytes)
+    assert exposure.sentence() == "120 bytes of ciphertexts, which it cannot read"
+
+
 def test_a_bound_on_a_codecs_cost_does_not_keep_a_policy_from_being_evaluated(engine: Engine) -> None:
     """What the codec costs is what the evaluation measures."""
     policy = policy_of("sealed-decode", transfer={"codec": "q8", "max_kl": 0.001})
