@@ -57,9 +57,10 @@ from splitinfer.sealing.stream import PROMPT_CHUNK_BYTES, TAG_BYTES, chunk_count
 from splitinfer.sealing.transfer import HEAD_BOUND_BYTES, seal_request
 from splitinfer.sealing.wire import VERSION
 
-__all__ = ["Ask", "Common", "Exchange", "Place", "close_ask", "decode_ask", "prefill_ask", "read_keyset"]
+__all__ = ["Ask", "Common", "Exchange", "Place", "close_ask", "decode_ask", "prefill_ask", "read_keyset", "rows_ask"]
 
 MAX_KEYSET_BYTES = 64 * 1024
+_SMALL_ROWS_BYTES = 1024 * 1024
 T = TypeVar("T")
 
 
@@ -80,7 +81,7 @@ class Ask:
         manifest = self.manifest
         if manifest.kind == "decode":
             return manifest.tokens.padded - manifest.session.base_tokens
-        return slab_tokens(manifest) if manifest.kind == "prefill" else 0
+        return slab_tokens(manifest) if manifest.kind in {"prefill", "rows"} else 0
 
     @property
     def bytes_up_bound(self) -> int:
@@ -138,6 +139,15 @@ def prefill_ask(
     return Ask(Route.PREFILL, manifest, [slab], padded * TOKEN_BYTES, PROMPT_CHUNK_BYTES)
 
 
+def rows_ask(common: Common, rows: bytes, steps: tuple[Step, ...], *, tokens: int) -> Ask:
+    """Ask for the cache of a prompt that is sent as the bytes of its embedding rows, all of one length."""
+    manifest = _manifest(common, "rows", _tokens(tokens, _FIRST), steps)
+    total = slab_tokens(manifest) * (len(rows) // tokens)
+    # A short prompt's manifest shall not fill a chunk larger than its rows.
+    chunk_bytes = PROMPT_CHUNK_BYTES if total <= _SMALL_ROWS_BYTES else schedule.cache_chunk_bytes(total)
+    return Ask(Route.PREFILL, manifest, [rows.ljust(total, b"\x00")], total, chunk_bytes)
+
+
 def close_ask(common: Common) -> Ask:
     """Ask the cloud to erase what it holds of the session."""
     manifest = _manifest(common, "close", _tokens(1, _FIRST), ())
@@ -189,7 +199,7 @@ def _from(steps: tuple[Step, ...], base_tokens: int) -> tuple[Step, ...]:
 
 def _manifest(
     common: Common,
-    kind: Literal["prefill", "decode", "close"],
+    kind: Literal["prefill", "rows", "decode", "close"],
     tokens: TokensWire,
     steps: tuple[Step, ...],
     *,
@@ -288,8 +298,9 @@ class Exchange:
 
         A sealed refusal raises the error that it names.
         """
-        if ask.manifest.kind != "close" and ask.manifest.kind not in recipient.capabilities:
-            raise RecipientMismatchError(f"the recipient's certificate does not allow it to {ask.manifest.kind}")
+        needed = "prefill" if ask.manifest.kind == "rows" else ask.manifest.kind
+        if needed != "close" and needed not in recipient.capabilities:
+            raise RecipientMismatchError(f"the recipient's certificate does not allow it to {needed}")
         manifest = ask.manifest.model_copy(update={"log_checkpoint": self._permit.checkpoint_commitment})
         key = self._device_key
         own_id = sender_id(recipient.keyset_digest, key.public_key().public_bytes_raw())

@@ -221,7 +221,7 @@ class RequestManifest(WireModel):
     """The first thing inside a request stream: what it carries and what is asked."""
 
     version: Version
-    kind: Literal["prefill", "decode", "close"]
+    kind: Literal["prefill", "rows", "decode", "close"]
     protection: Short
     codec: Short
     pad: Short

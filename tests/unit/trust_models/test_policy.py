@@ -249,6 +249,12 @@ REFUSED = [
     ("unknown mechanism", f"{NOISED}{REMOTE}{_noise(mechanism=quoted('laplace'))}", "'laplace'", "embedding"),
     ("unknown afterwork", f"{NOISED}{REMOTE}{_noise(post=quoted('round'))}", "'round'", "posterior"),
     ("empty first token", f"{NOISED}{REMOTE}{_noise(first_token_text=quoted(''))}", "first_token_text", "public text"),
+    (
+        "first token of a device that decodes",
+        f"{NOISED.replace('decode', 'prefill')}{REMOTE}{_noise(first_token_text=quoted('>'))}",
+        "feeds the first token on the device",
+        "leave noise.first_token_text out",
+    ),
     ("no new tokens", f"{NOISED}{REMOTE}{NOISE}[sampling]\nmax_new_tokens = 0", "max_new_tokens", "write a number"),
     ("cold", f"{NOISED}{REMOTE}{NOISE}[sampling]\ntemperature = -1.0", "temperature", "temperature = 0.0"),
     ("negative seed", f"{NOISED}{REMOTE}{NOISE}[sampling]\nseed = -1", "seed", "any seed from 0 on"),
