@@ -27,6 +27,8 @@ SplitInferError
 │   └── UnsupportedCacheError
 ├── AuditLogError                  exit 6
 │   └── BrokenLogError
+├── CryptoParameterError           exit 7   ciphertexts cannot be made or used: parameters, keys or values
+├── MasksExhaustedError            exit 2   no one-time masks are left, or their pool must not be used
 ├── StateError                     exit 2   the state folder (keys, remotes) cannot be used
 │   └── StoreError
 └── TransportError                 exit 5
@@ -49,11 +51,13 @@ __all__ = [
     "AuthenticationError",
     "BrokenLogError",
     "CodecError",
+    "CryptoParameterError",
     "EgressDeniedError",
     "EmptyPromptError",
     "LayoutMismatchError",
     "LimitExceededError",
     "ManifestError",
+    "MasksExhaustedError",
     "ModelError",
     "ModelMismatchError",
     "ModelNotFoundError",
@@ -277,6 +281,20 @@ class BrokenLogError(AuditLogError):
     """The log is corrupted, shorter than or inconsistent with its last signed checkpoint."""
 
     code = "audit_log_broken"
+
+
+class CryptoParameterError(SplitInferError):
+    """Parameters are too weak, keys are missing or gone, or values cannot be encoded."""
+
+    code = "crypto_parameters"
+    exit_code = 7
+
+
+class MasksExhaustedError(SplitInferError):
+    """The pool holds too few unused one-time masks, or is a copy that must not be used; says what to do next."""
+
+    code = "masks_exhausted"
+    exit_code = 2
 
 
 class TransportError(SplitInferError):
