@@ -21,11 +21,11 @@ setup: $(STAMP)  ## make the virtual environment with the pinned packages
 demo: $(STAMP)  ## ask one private question under every trust mode, device and cloud in two processes
 	$(BIN)/splitinfer demo
 
-test: $(STAMP)  ## the tests that fit in 15 minutes on 2 cores
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the tests that fit in 15 minutes on 2 cores, a process a core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: $(STAMP)  ## every test, the slow ones included
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n auto --dist loadfile -m ''
 
 check: $(STAMP)  ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check .
@@ -33,8 +33,8 @@ check: $(STAMP)  ## ruff, mypy strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## sealing and opening against raw AES-GCM in the same run
-	$(BIN)/python benchmarks/sealing.py
+bench: $(STAMP)  ## every benchmark, at most 15 minutes on 2 cores; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/all.py
 
 bench-model: $(STAMP)  ## exact match of the embedded model by context length and question kind, into its model card
 	$(BIN)/python benchmarks/embedded_model.py --write

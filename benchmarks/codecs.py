@@ -6,14 +6,16 @@ process's own, so that other load disturbs them less than it does a clock; the b
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import Mark, parser, print_report, report
 from splitinfer import codec
 from splitinfer.cache.snapshot import CacheSnapshot, LayerTensors
 from splitinfer.handoff import CacheLayout, LayerLayout, TensorLayout
@@ -102,31 +104,46 @@ def run(snapshot: CacheSnapshot, names: list[str], rounds: int) -> dict[str, dic
     return table
 
 
-def main() -> None:
+def _marks(table: dict[str, dict[str, float]]) -> list[Mark]:
+    units = ("in_gb_per_cpu_second", "out_gb_per_cpu_second", "times_smaller")
+    words = ("GB a CPU-second in", "GB a CPU-second out", "times smaller")
+    return [
+        Mark(f"{name}: {word}", table[name][unit], bar, "at least")
+        for name, bars in MARKS.items()
+        if name in table
+        for unit, word, bar in zip(units, words, bars, strict=True)
+        if bar
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
     """Print the table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--codec", action="append", choices=list(codec.CODECS))
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    made = parser(__doc__, "python benchmarks/codecs.py --codec q8 --codec lossless")
+    made.add_argument("--tokens", type=int, default=2048)
+    made.add_argument("--layers", type=int, default=4)
+    made.add_argument("--heads", type=int, default=8)
+    made.add_argument("--dim", type=int, default=128)
+    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("--codec", action="append", choices=list(codec.CODECS), help="only this one; may be repeated")
+    args = made.parse_args(argv)
+    if args.quick:
+        args.tokens, args.layers, args.rounds = 64, 1, 1
     torch.set_num_threads(1)
-    snapshot = snapshot_of(args.tokens, args.layers, args.heads, args.dim)
-    table = run(snapshot, args.codec or list(codec.CODECS), args.rounds)
-    if args.json:
-        print(json.dumps(table))
-        return
-    shape = f"{args.tokens} tokens, {args.layers} layers, {args.heads} heads of {args.dim}"
-    print(f"{shape}; one thread, best of {args.rounds}; torch {torch.__version__}; {platform.machine()}")
-    print(f"{'codec':<10}{'in':>7}{'out':>7}  GB/CPU-s  {'smaller':>8}   marks (in, out, smaller)")
-    for name, row in table.items():
-        speeds = f"{row['in_gb_per_cpu_second']:>7.2f}{row['out_gb_per_cpu_second']:>7.2f}"
-        marks = ", ".join(f"{mark:g}" if mark else "-" for mark in MARKS[name]) if name in MARKS else ""
-        print(f"{name:<10}{speeds}{'':12}{row['times_smaller']:>7.2f}x   {marks}")
+    table = run(
+        snapshot_of(args.tokens, args.layers, args.heads, args.dim), args.codec or list(codec.CODECS), args.rounds
+    )
+    found = report(
+        "codecs",
+        setting=(
+            f"{args.tokens:,} tokens, {args.layers} layers, {args.heads} heads of {args.dim}, drawn like a Llama's "
+            f"cache, bfloat16; one thread, best of {args.rounds} rounds"
+        ),
+        rows=[{"codec": name, **row} for name, row in table.items()],
+        marks=_marks(table),
+    )
+    print_report(found, as_json=args.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,9 @@
-"""Measure exact match of the embedded model, greedy, through the product's own prompt building.
+"""Measure the embedded model: exact match by length and kind, prompts written by hand, float32 weights, speed.
 
 An answer counts as exact where greedy decoding gives its tokens and then the end, and nothing else. Teacher forcing
 decides that in one forward: every token of the answer must be the most likely one after the tokens before it. Every
-question stands alone on its context; the questions of one context share a prefill and form one batch.
+question stands alone on its context; the questions of one context share a prefill and form one batch. Prompts written
+by hand are decoded token by token.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 import platform
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import torch
 import transformers
@@ -23,18 +26,43 @@ from transformers import DynamicCache
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from splitinfer import embedded
-from splitinfer.handoff import Role, Segment
+from splitinfer.handoff import Label, Role, SamplingParams, Segment
+from splitinfer.model.engine import Engine
 from splitinfer.model.loading import LoadedModel, load
 from splitinfer.model.prompt import tokenize
 from tools.corpus import Context, Kind, held_out_context
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = ("notes", "table", "both")
 QUESTIONS_A_CONTEXT = 8
+TRAINED_LENGTHS = (128, 256, 512)
+SPEED_LENGTHS = (128, 512, 2048)
+DECODED_TOKENS = 64
+HAND_WRITTEN = Path(__file__).resolve().parents[1] / "tests" / "support" / "hand_written_prompts.toml"
 START, END = "<!-- bench-model:start -->", "<!-- bench-model:end -->"
 
 Cell = tuple[int, int]
-Results = dict[str, dict[str, Cell]]
+Cells = dict[str, dict[str, Cell]]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens a second at one prompt length."""
+
+    prompt_tokens: int
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything measured; `wrong` are hand-written prompts with (question, wanted, got)."""
+
+    cells: Cells
+    trained: Cells
+    hand_written: Cell
+    wrong: list[tuple[str, str, str]]
+    speeds: list[Speed]
 
 
 def _count_tokens(loaded: LoadedModel, text: str) -> int:
@@ -88,11 +116,11 @@ def measure(loaded: LoadedModel, *, tokens: int, kind: Kind, questions: int) -> 
     return right, total
 
 
-def measure_all(loaded: LoadedModel, *, questions: int) -> Results:
+def measure_all(loaded: LoadedModel, *, lengths: Sequence[int], questions: int) -> Cells:
     """Measure every length and kind; one line a cell goes to stderr."""
-    results: Results = {}
+    results: Cells = {}
     with torch.inference_mode():
-        for length in LENGTHS:
+        for length in lengths:
             results[str(length)] = {}
             for kind in KINDS:
                 started = time.perf_counter()
@@ -103,13 +131,66 @@ def measure_all(loaded: LoadedModel, *, questions: int) -> Results:
     return results
 
 
-def table(results: Results) -> str:
-    """Return the results and the conditions as Markdown."""
+def segments_of(prompt: dict[str, Any]) -> list[Segment]:
+    """Return a hand-written prompt as segments."""
+    document = [Segment(Role.DOCUMENT, prompt["document"], Label.PUBLIC)] if "document" in prompt else []
+    notes = [Segment(Role.NOTE, text) for text in prompt.get("notes", ())]
+    return [*document, *notes, Segment(Role.QUESTION, prompt["question"])]
+
+
+def answer(engine: Engine, segments: Sequence[Segment], *, tokens: int = DECODED_TOKENS) -> str:
+    """Decode one prompt greedily."""
+    ids = engine.tokenize(segments).token_ids
+    snapshot = engine.prefill(ids, steps=[(0, len(ids) - 1)])
+    decoding = engine.decode(snapshot, last_token=ids[-1], params=SamplingParams(max_new_tokens=tokens))
+    list(decoding)
+    return decoding.text
+
+
+def hand_written(loaded: LoadedModel) -> tuple[Cell, list[tuple[str, str, str]]]:
+    """Answer the prompts that were written by hand; return how many were right, and the wrong ones."""
+    prompts = tomllib.loads(HAND_WRITTEN.read_text(encoding="utf-8"))["prompt"]
+    engine = Engine(loaded)
+    given = [(prompt["question"], prompt["answer"], answer(engine, segments_of(prompt))) for prompt in prompts]
+    wrong = [(question, wanted, got) for question, wanted, got in given if wanted != got]
+    return (len(given) - len(wrong), len(given)), wrong
+
+
+def speed(loaded: LoadedModel, prompt_tokens: int, *, rounds: int = 5) -> Speed:
+    """Time prefill and decode at one length; the best of several rounds."""
+    engine, ids = Engine(loaded), [7 + index % 2000 for index in range(prompt_tokens)]
+    prefills, decodes = [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        snapshot = engine.prefill(ids, steps=[(0, prompt_tokens)])
+        prefills.append(prompt_tokens / (time.perf_counter() - started))
+        decoding = engine.decode(snapshot, last_token=7, params=SamplingParams(max_new_tokens=DECODED_TOKENS))
+        started = time.perf_counter()
+        made = len(list(decoding))
+        decodes.append(max(made, 1) / (time.perf_counter() - started))
+    return Speed(prompt_tokens, max(prefills), max(decodes))
+
+
+def rows_of(cells: Cells) -> list[str]:
+    """Return a Markdown table of shares by length and kind."""
     lines = ["| context tokens | notes | table | both |", "|---|---|---|---|"]
-    for length, cells in results.items():
-        shown = [f"{right / total:.3f} ({right} of {total})" for right, total in (cells[kind] for kind in KINDS)]
+    for length, kinds in cells.items():
+        shown = [f"{right / total:.3f} ({right} of {total})" for right, total in (kinds[kind] for kind in KINDS)]
         lines.append(f"| {int(length):,} | {' | '.join(shown)} |")
-    return "\n".join([*lines, "", conditions()])
+    return lines
+
+
+def table(report: Report) -> str:
+    """Return the report and its conditions as Markdown."""
+    right, total = report.hand_written
+    lines = [*rows_of(report.cells), "", conditions(), ""]
+    if report.trained:
+        lines += ["The float32 weights as trained, before they were stored in bf16:", "", *rows_of(report.trained), ""]
+    lines += [f"Prompts written by hand, not by the generator: {right} of {total} right.", ""]
+    lines += [f"- {question} Right: `{wanted}`; answered: `{got}`." for question, wanted, got in report.wrong]
+    lines += ["", "| prompt tokens | prefill, tokens/s | decode, tokens/s |", "|---|---|---|"]
+    lines += [f"| {s.prompt_tokens:,} | {s.prefill:,.0f} | {s.decode:,.0f} |" for s in report.speeds]
+    return "\n".join([*lines, "", f"One thread, float32, best of 5, {DECODED_TOKENS} tokens decoded."])
 
 
 def conditions() -> str:
@@ -122,21 +203,47 @@ def conditions() -> str:
 
 
 def write(card: Path, text: str) -> None:
-    """Put the table between the model card's two marks."""
+    """Put the text between the model card's two marks."""
     before, rest = card.read_text(encoding="utf-8").split(START)
     card.write_text(f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
+def _trained(folder: str | None, questions: int) -> Cells:
+    if folder is None:
+        return {}
+    return measure_all(load(folder, threads=1), lengths=TRAINED_LENGTHS, questions=questions)
+
+
 def main() -> int:
-    """Measure every cell; print the table, and with --write put it into the model card."""
+    """Measure everything; print the tables, and with --write put them into the model card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into splitinfer/embedded/MODEL_CARD.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into splitinfer/embedded/MODEL_CARD.md")
+    parser.add_argument("--model", default="embedded", help="another folder with such a model (default: embedded)")
+    parser.add_argument("--trained", help="folder with the same weights in float32, to be measured beside")
     parser.add_argument("--questions", type=int, default=400, help="least number of questions a cell (default 400)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    results = measure_all(load("embedded", threads=1), questions=args.questions)
-    text = table(results)
-    print(json.dumps({"results": results, "conditions": conditions()}) if args.json else text)
+    loaded = load(args.model, threads=1)
+    (right, total), wrong = hand_written(loaded)
+    report = Report(
+        measure_all(loaded, lengths=LENGTHS, questions=args.questions),
+        _trained(args.trained, args.questions),
+        (right, total),
+        wrong,
+        [speed(loaded, length) for length in SPEED_LENGTHS],
+    )
+    text = table(report)
+    if args.json:
+        speeds = [(s.prompt_tokens, s.prefill, s.decode) for s in report.speeds]
+        facts = {
+            "exact": report.cells,
+            "trained": report.trained,
+            "hand_written": report.hand_written,
+            "speeds": speeds,
+        }
+        print(json.dumps(facts | {"conditions": conditions()}))
+    else:
+        print(text)
     if args.write:
         write(embedded.path() / "MODEL_CARD.md", text)
     return 0

@@ -80,7 +80,7 @@ def faults(answer: Answer) -> list[str]:
         "prefilled": answer.prefilled_by_cloud_tokens or None,
         "decoded": len(answer.token_ids) if answer.decoded_on == "cloud" else None,
         "opened": 1,
-        "erased": 1,
+        "erased": None if answer.mode == TrustMode.PUBLIC_PREFIX else 1,
         "refused": None,
     }
     stated = {name: answer.receipt.event_count(name) for name in on_cloud}
@@ -96,7 +96,10 @@ def measure(device: Home, *, greedy: int, seeded: int, seed: int) -> list[Tally]
     engine = load_engine("embedded", home=device)
     tallies = {mode: Tally(mode) for mode in MODES}
     with ExitStack() as stack:
-        opened = {mode: Session.open(mode.value, home=device, engine=engine, use_store=False) for mode in tallies}
+        opened = {
+            mode: Session.open(mode.value, home=device, engine=engine, use_store=False, remember=False)
+            for mode in tallies
+        }
         sessions = {mode: stack.enter_context(session) for mode, session in opened.items()}
         for kind, segments, expected, sampling in _cases(greedy, seeded, seed):
             local = sessions[TrustMode.LOCAL].run(segments, max_new_tokens=40, **sampling)

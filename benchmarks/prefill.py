@@ -8,21 +8,18 @@ a cache differs.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common import Mark, parser, print_report, report
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.model.loading import load
 from splitinfer.model.prefill import prefill
@@ -90,47 +87,42 @@ def measure(name: str, model: PreTrainedModel, *, tokens: int, rounds: int) -> R
 
 def _is_identical(ours: CacheSnapshot, theirs: CacheSnapshot) -> bool:
     pairs = zip(ours.layers, theirs.layers, strict=True)
-    return all(torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) for a, b in pairs)
-
-
-def machine() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, 'unknown processor')}, {platform.machine()}"
-
-
-def print_table(rows: Sequence[Row], *, tokens: int, rounds: int) -> None:
-    """Print one row a model."""
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    print(f"{tokens} tokens in one step, float32, CPU time of one thread, best of {rounds} interleaved rounds")
-    print(f"{machine()}; {versions}")
-    print(f"{'model':<10}{'layers':>7}{'whole ms':>10}{'early ms':>10}{'ratio':>7}  mark {MARK}  caches")
-    for row in rows:
-        verdict = "reached" if row.ratio >= MARK else "missed"
-        caches = "identical" if row.identical else "DIFFERENT"
-        times = f"{row.whole_ms:>10.1f}{row.early_ms:>10.1f}{row.ratio:>7.2f}"
-        print(f"{row.model:<10}{row.layers:>7}{times}  {verdict:<8}  {caches}")
+    return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, or JSON; returns 0 where every ratio reaches the mark, else 1."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
-    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="rounds that count (default 40)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    args = parser.parse_args(argv)
+    """Print the table, or JSON; returns 0 where every ratio reaches the mark and no cache differs, else 1."""
+    made = parser(__doc__, "python benchmarks/prefill.py --tokens 256")
+    made.add_argument("--tokens", type=int, default=512, metavar="N", help="prompt tokens (default 512)")
+    made.add_argument("--rounds", type=int, default=40, metavar="N", help="rounds that count (default 40)")
+    args = made.parse_args(argv)
+    if args.quick:
+        args.tokens, args.rounds = 64, 2
     models = {"embedded": load("embedded", threads=1).model, "random": random_model(8)}
     rows = [measure(name, model, tokens=args.tokens, rounds=args.rounds) for name, model in models.items()]
-    if args.json:
-        facts = [{**asdict(row), "ratio": row.ratio} for row in rows]
-        print(json.dumps({"tokens": args.tokens, "rounds": args.rounds, "mark": MARK, "models": facts}))
-    else:
-        print_table(rows, tokens=args.tokens, rounds=args.rounds)
-    return 0 if all(row.is_good for row in rows) else 1
+    marks = [Mark(f"{row.model}: whole to early", row.ratio, MARK, "at least") for row in rows]
+    marks += [Mark(f"{row.model}: caches that differ", not row.identical, 0, "at most") for row in rows]
+    found = report(
+        "prefill",
+        setting=(
+            f"{args.tokens} tokens in one step, float32, CPU time of one thread, best of {args.rounds} interleaved "
+            "rounds"
+        ),
+        rows=[
+            {
+                "model": row.model,
+                "layers": row.layers,
+                "whole_ms": row.whole_ms,
+                "early_ms": row.early_ms,
+                "ratio": row.ratio,
+                "caches_identical": row.identical,
+            }
+            for row in rows
+        ],
+        marks=marks,
+    )
+    print_report(found, as_json=args.json)
+    return 0 if args.quick or all(row.is_good for row in rows) else 1
 
 
 if __name__ == "__main__":

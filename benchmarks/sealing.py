@@ -6,19 +6,19 @@ logged and receipted; and the same for opening into preallocated slabs. Interlea
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import cryptography
-from blake3 import __version__ as blake3_version
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import parser, print_report, report
 from splitinfer.receive.chunks import ChunkReader
 from splitinfer.sealing.keys import Direction, StreamKeys
 from splitinfer.sealing.signing import Purpose, Signer
@@ -165,34 +165,43 @@ def _raw_body(key: bytes, plain: memoryview, chunk: int) -> Iterator[bytes]:
         yield aead.encrypt(index.to_bytes(12, "big"), plain[start : start + chunk], None)
 
 
-def main() -> None:
-    """Print the table, or JSON."""
-    parser = argparse.ArgumentParser(description="Sealing and opening against raw AES-256-GCM in the same run.")
-    parser.add_argument("--mebibytes", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    total = args.mebibytes << 20
-    tables = {size: run(total, size, args.rounds) for size in (64 << 10, 256 << 10, 1 << 20)}
-    if args.json:
-        print(json.dumps({str(size): table for size, table in tables.items()}))
-        return
-    versions = f"cryptography {cryptography.__version__}, blake3 {blake3_version}, Python {platform.python_version()}"
-    print(
-        f"{args.mebibytes} MiB, one thread, best of {args.rounds} interleaved rounds; {versions}; {platform.machine()}"
-    )
-    print(f"{'chunk':>8}  {'case':<24}{'GiB/s':>8}  {'of raw':>7}")
+def _rows(tables: dict[int, dict[str, float]]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
     for size, table in tables.items():
         for name, speed in table.items():
-            raw = table[
-                "raw encrypt_into"
-                if "seal" in name or "blake3" in name or "encrypt_into" in name
-                else "raw read, decrypt_into"
-            ]
-            print(f"{size >> 10:>5} KiB  {name:<24}{speed:>8.2f}  {speed / raw:>7.2f}")
-        cap = 1 / (1 + table["raw encrypt_into"] / table["raw blake3"])
-        print(f"{size >> 10:>5} KiB  encrypting and hashing on one thread: at most {cap:.2f} of raw encrypt_into here")
+            is_opening = name.startswith("open") or name == "raw read, decrypt_into"
+            raw = table["raw read, decrypt_into" if is_opening else "raw encrypt_into"]
+            rows.append({"case": f"{size >> 10} KiB: {name}", "gib_a_second": speed, "of_raw": speed / raw})
+    return rows
+
+
+def _cap(table: dict[str, float]) -> float:
+    """Return the most that encrypting and hashing on one thread can reach of encrypting alone."""
+    return 1 / (1 + table["raw encrypt_into"] / table["raw blake3"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, or JSON."""
+    made = parser(__doc__, "python benchmarks/sealing.py --mebibytes 64")
+    made.add_argument("--mebibytes", type=int, default=128)
+    made.add_argument("--rounds", type=int, default=7)
+    args = made.parse_args(argv)
+    if args.quick:
+        args.mebibytes, args.rounds = 2, 1
+    tables = {size: run(args.mebibytes << 20, size, args.rounds) for size in (64 << 10, 256 << 10, 1 << 20)}
+    found = report(
+        "sealing",
+        setting=f"{args.mebibytes} MiB, one thread, best of {args.rounds} interleaved rounds",
+        rows=_rows(tables),
+        marks=[],
+        notes=[
+            f"{size >> 10} KiB: encrypting and hashing on one thread reach at most {_cap(table):.2f} of encrypting"
+            for size, table in tables.items()
+        ],
+    )
+    print_report(found, as_json=args.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -54,12 +54,20 @@ def _add_routes(app: FastAPI, door: Door) -> None:
     async def decode() -> Response:
         return Exchange(door, Route.DECODE)
 
+    async def state() -> Response:
+        return Exchange(door, Route.STATE)
+
+    async def resume() -> Response:
+        return Exchange(door, Route.RESUME)
+
     async def health() -> Response:
         if door.is_draining:
             return JSONResponse({"status": "draining"}, 503, FIXED_HEADERS)
         return JSONResponse({"status": "ok"}, 200, FIXED_HEADERS)
 
-    for route, answer in ((Route.KEYSET, keyset), (Route.PREFILL, prefill), (Route.DECODE, decode)):
+    answers = {Route.KEYSET: keyset, Route.PREFILL: prefill, Route.DECODE: decode}
+    answers |= {Route.STATE: state, Route.RESUME: resume}
+    for route, answer in answers.items():
         method, path = route.value.split(" ")
         app.add_api_route(path, answer, methods=[method], response_model=None)
     app.add_api_route("/v1/health", health, methods=["GET"], response_model=None)

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from splitinfer.errors import TruncatedError
+from splitinfer.errors import TransportError, TruncatedError
 from splitinfer.handoff import Cloud, CloudReply, Route
 
 __all__ = ["Ended", "Event", "Head", "Inbound", "Outbound", "start_call"]
 
 _QUEUED_PIECES = 8
-_PIECE_BYTES = 1 << 20
+# A sealed chunk of the largest size, whole: its tag alone would be a piece of its own.
+_PIECE_BYTES = (1 << 20) + 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Inbound:
         self._piece = memoryview(b"")
         self._is_ended = False
         self._is_abandoned = False
+        self._is_lost = False
+        self._is_over = False
 
     async def feed(self, piece: bytes) -> None:
         """Queue a piece that is not empty, as soon as there is room (loop side)."""
@@ -65,15 +68,23 @@ class Inbound:
         """Say that the whole body was fed (loop side)."""
         self._pieces.put(b"")
 
-    def abandon(self) -> None:
-        """Say that no more will come; the worker's next read raises (loop side)."""
+    def abandon(self, *, is_lost: bool = False) -> None:
+        """Say that no more will come; the worker's next read raises (loop side).
+
+        `is_lost` says that the client left, so that it may come back and go on.
+        """
+        self._is_lost = is_lost
         self._is_abandoned = True
         self._pieces.put(None)
 
     def readinto(self, buffer: memoryview) -> int:
-        """Wait for bytes and read up to len(buffer) of them; 0 at the end. Raises TruncatedError (worker side)."""
-        if self._is_abandoned:
-            raise TruncatedError("the body ended before its declared length")
+        """Wait for bytes and read up to len(buffer) of them; 0 at the end (worker side).
+
+        Raises TransportError where the client left, TruncatedError where the body was given up for another reason.
+        """
+        # What a client sent before it left is still read: the less has to be sent again.
+        if self._is_over or (self._is_abandoned and not self._is_lost):
+            raise self._ended_early()
         if not self._piece and not self._is_ended:
             self._wait_for_piece()
         count = min(len(buffer), len(self._piece))
@@ -84,9 +95,15 @@ class Inbound:
     def _wait_for_piece(self) -> None:
         piece = self._pieces.get()
         if piece is None:
-            raise TruncatedError("the body ended before its declared length")
+            self._is_over = True
+            raise self._ended_early()
         self._piece, self._is_ended = memoryview(piece), not piece
         _post(self._loop, self._room.release)
+
+    def _ended_early(self) -> TransportError | TruncatedError:
+        if self._is_lost:
+            return TransportError("the connection to the device was lost")
+        return TruncatedError("the body ended before its declared length")
 
 
 class Outbound:
@@ -146,7 +163,7 @@ def _work(cloud: Cloud, route: Route, inbound: Inbound, outbound: Outbound) -> N
     try:
         _hand_over(reply, outbound)
     finally:
-        # The cloud erases in its generator's own end, and only this thread may close it.
+        # Closing says that this connection is over; only this thread may do it.
         close = getattr(reply.body, "close", None)
         if close is not None:
             close()
@@ -157,7 +174,7 @@ def _hand_over(reply: CloudReply, outbound: Outbound) -> None:
     left_bytes = reply.body_bytes
     is_begun = False
     for piece in reply.body:
-        data = bytes(piece)  # the cloud reuses the piece's memory
+        data = memoryview(piece).cast("B")
         left_bytes -= len(data)
         if left_bytes < 0:
             break
@@ -165,7 +182,7 @@ def _hand_over(reply: CloudReply, outbound: Outbound) -> None:
             outbound.put(Head(reply.body_bytes))
             is_begun = True
         for start in range(0, len(data), _PIECE_BYTES):
-            outbound.put(data[start : start + _PIECE_BYTES])
+            outbound.put(bytes(data[start : start + _PIECE_BYTES]))  # the cloud reuses the piece's memory
     if left_bytes:
         raise RuntimeError("the reply differs from its declared length")
     if not is_begun:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.bridge import Ended, Head, Inbound, Outbound, start_call
 from server.limits import Slots, declared_body_bytes
-from server.log import report_internal_error
+from server.log import report_broken_reply, report_internal_error
 from server.problems import FIXED_HEADERS, Problem, problem_for
 from splitinfer.errors import LimitExceededError, SplitInferError, TransportTimeoutError
 from splitinfer.handoff import Cloud, Route
@@ -22,6 +22,9 @@ __all__ = ["Door", "Exchange", "Lane"]
 
 _KEYSET_WORKERS = 2
 _KEYSET_WAITING = 64
+_STATE_WORKERS = 2
+_STATE_WAITING = 16
+_MAX_STATE_BYTES = 4096
 # A client that drips bytes would hold a transfer slot for as long as it likes; a modem is faster than this.
 _MIN_BYTES_PER_SECOND = 4096
 
@@ -39,7 +42,8 @@ class Lane:
 class Door:
     """What all requests share: the cloud, the lanes and whether the server drains.
 
-    Keysets have a lane of their own, so that long transfers do not make the recipient unknown.
+    Keysets have a lane of their own, so that long transfers do not make the recipient unknown, and so have queries for
+    the state of a transfer, which may wait a moment.
     """
 
     def __init__(self, cloud: Cloud, *, max_transfers: int, max_body_bytes: int, silence_seconds: float) -> None:
@@ -49,16 +53,19 @@ class Door:
         workers = ThreadPoolExecutor(max_transfers, thread_name_prefix="transfer")
         keyset_workers = ThreadPoolExecutor(_KEYSET_WORKERS, thread_name_prefix="keyset")
         self._transfers = Lane(workers, Slots(max_transfers), max_body_bytes, "application/octet-stream")
+        state_workers = ThreadPoolExecutor(_STATE_WORKERS, thread_name_prefix="state")
         self._keysets = Lane(keyset_workers, Slots(_KEYSET_WAITING), 0, "application/json")
+        self._states = Lane(state_workers, Slots(_STATE_WAITING), _MAX_STATE_BYTES, "application/json")
 
     def lane(self, route: Route) -> Lane:
         """Return the lane of a route."""
-        return self._keysets if route is Route.KEYSET else self._transfers
+        return {Route.KEYSET: self._keysets, Route.STATE: self._states}.get(route, self._transfers)
 
     def close(self) -> None:
         """Wait for the workers, which end at their next read or piece, and refuse new calls; idempotent."""
         self._transfers.executor.shutdown()
         self._keysets.executor.shutdown()
+        self._states.executor.shutdown()
 
 
 class Exchange(Response):
@@ -100,10 +107,12 @@ class Exchange(Response):
         feeder = _Feeder(receive, inbound, outbound, self._door.silence_seconds)
         sender = _Sender(outbound, send, self._lane.media_type, self._door.silence_seconds)
         feeding = asyncio.create_task(feeder.run())
+        is_gone = False
         try:
             ended = await sender.run()
+            is_gone = ended.is_gone
         finally:
-            inbound.abandon()
+            inbound.abandon(is_lost=is_gone)
             outbound.abandon()
             feeding.cancel()
         await asyncio.wait({feeding})
@@ -116,6 +125,7 @@ class Exchange(Response):
         if not isinstance(error, SplitInferError):
             report_internal_error(error)
         if sender.is_begun:
+            report_broken_reply(error)
             _abort(scope)
         else:
             await problem_for(error, is_body_read=is_body_read)(scope, receive, send)

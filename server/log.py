@@ -1,7 +1,7 @@
 """One log line a request: id, route, outcome, bytes and seconds; cloud side.
 
-A path, query, header, body, code or error text never reaches the log: what was asked for is named by the closed table
-of routes, a failure by its type.
+A path, query, header, body or error text never reaches the log: what was asked for is named by the closed table of
+routes, a failure by its type or by its code in the closed table of errors.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from splitinfer.errors import SplitInferError
 from splitinfer.handoff import Route
 
-__all__ = ["LOGGER_NAME", "RequestLog", "logging_to", "report_internal_error"]
+__all__ = ["LOGGER_NAME", "RequestLog", "logging_to", "report_broken_reply", "report_internal_error"]
 
 LOGGER_NAME = "splitinfer.server"
 _LOGGER = logging.getLogger(LOGGER_NAME)
@@ -75,6 +76,11 @@ class _Count:
 def report_internal_error(error: BaseException) -> None:
     """Log a failure that is no refusal by its type only; its text may hold what the client sent."""
     _LOGGER.error("internal error of type %s", type(error).__name__)
+
+
+def report_broken_reply(error: BaseException) -> None:
+    """Log that a reply which had begun was broken off, by the error's code only."""
+    _LOGGER.error("reply broken off, code %s", error.code if isinstance(error, SplitInferError) else "internal")
 
 
 @contextmanager

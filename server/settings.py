@@ -19,6 +19,8 @@ class ServerSettings(BaseModel):
 
     `port` 0 lets the system choose; `max_transfers` run at one time and further ones are refused;
     `read_timeout_seconds` bounds every silence of a client, `drain_seconds` the end of the server.
+    `max_sessions`, `session_bytes` and `session_idle_seconds` bound what is kept between turns for devices that let it,
+    `prefix_bytes` and `prefix_device_bytes` the caches of public text, in all and of one device; 0 keeps nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +34,11 @@ class ServerSettings(BaseModel):
     max_body_bytes: int = Field(default=8 << 30, ge=1)
     read_timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
+    max_sessions: int = Field(default=64, ge=0, le=65536)
+    session_bytes: int = Field(default=4 << 30, ge=0)
+    session_idle_seconds: float = Field(default=600.0, gt=0, le=86400)
+    prefix_bytes: int = Field(default=1 << 30, ge=0)
+    prefix_device_bytes: int = Field(default=256 << 20, ge=0)
 
 
 def make_settings(values: Mapping[str, object]) -> ServerSettings:

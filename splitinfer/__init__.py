@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from splitinfer.answer import Answer
     from splitinfer.errors import SplitInferError
     from splitinfer.handoff import SamplingParams, Segment
-    from splitinfer.segments import document, message, note, private, public, question
+    from splitinfer.segments import answered, document, message, note, private, public, question
     from splitinfer.session import Session
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "Session",
     "SplitInferError",
     "__version__",
+    "answered",
     "document",
     "message",
     "note",
@@ -42,7 +43,9 @@ _HOMES = {
     "Segment": "splitinfer.handoff",
     "Session": "splitinfer.session",
     "SplitInferError": "splitinfer.errors",
-    **dict.fromkeys(("document", "message", "note", "private", "public", "question"), "splitinfer.segments"),
+    **dict.fromkeys(
+        ("answered", "document", "message", "note", "private", "public", "question"), "splitinfer.segments"
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from splitinfer.egress.gate import Permit
 from splitinfer.sealing.receipt import Receipt
@@ -32,6 +32,15 @@ class EgressSummary:
             calls=tuple(call.record() for call in permit.calls),
         )
 
+    def plus(self, other: EgressSummary) -> EgressSummary:
+        """Add what moved under a later permit of the same run, and to the same recipient."""
+        return replace(
+            other,
+            bytes_sent=self.bytes_sent + other.bytes_sent,
+            bytes_received=self.bytes_received + other.bytes_received,
+            calls=self.calls + other.calls,
+        )
+
     def __str__(self) -> str:
         """Say it in one line."""
         if not self.calls:
@@ -47,6 +56,8 @@ class Answer:
 
     `exact` tells whether both sides had equal numerics and the codec is bit-exact, so that the tokens are those of
     mode `local`. `receipt` is the recipient's signed receipt, checked against the log, or None where nothing left.
+    `base_tokens` of the prompt came from earlier turns of the session: nothing of them was sent, received or, in mode
+    `local`, computed again; the others are `new_tokens`.
     `is_reused` tells that the public text's cache came from the device's store, so that nothing left in this run.
     """
 
@@ -68,12 +79,18 @@ class Answer:
     audit_size: int
     audit_root: str
     is_reused: bool = False
+    base_tokens: int = 0
     note: str | None = None
 
     @property
     def private_tokens(self) -> int:
         """Count the prompt's tokens that are not public, template literals included."""
         return self.prompt_tokens - self.public_tokens
+
+    @property
+    def new_tokens(self) -> int:
+        """Count the prompt's tokens that this turn added."""
+        return self.prompt_tokens - self.base_tokens
 
     def to_json(self) -> dict[str, object]:
         """Return plain values for `run --json`."""
@@ -85,6 +102,8 @@ class Answer:
             "prompt_tokens": self.prompt_tokens,
             "public_tokens": self.public_tokens,
             "private_tokens": self.private_tokens,
+            "base_tokens": self.base_tokens,
+            "new_tokens": self.new_tokens,
             "prefilled_by_cloud_tokens": self.prefilled_by_cloud_tokens,
             "decoded_on": self.decoded_on,
             "bytes_sent": self.egress.bytes_sent,

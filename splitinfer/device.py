@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer.attestation.appraise import SeenKeysets
+from splitinfer.conversation import Conversation
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
 from splitinfer.model.engine import Engine
@@ -21,7 +22,8 @@ __all__ = ["Device"]
 class Device:
     """What a session lends to every run. `transport` is None where the mode has no other side.
 
-    `store` is None where no cache is kept: in every mode but `public-prefix`, or where policy or caller say so.
+    `conversation` is what the session remembers between its runs. `store` is None where no cache is kept: in every
+    mode but `public-prefix`, or where policy or caller say so.
     """
 
     policy: Policy
@@ -33,7 +35,7 @@ class Device:
     seen: SeenKeysets
     clock: Callable[[], float]
     randomness: Callable[[int], bytes] = field(repr=False)
-    session_id: str
+    conversation: Conversation
     on_prefill: Callable[[int, int], None] | None = None
     store: CacheStore | None = None
 

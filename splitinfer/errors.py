@@ -21,6 +21,7 @@ SplitInferError
 │   ├── AuthenticationError
 │   ├── TruncatedError
 │   ├── ReplayError
+│   ├── SessionLostError
 │   └── LayoutMismatchError
 ├── CodecError                     exit 7
 │   ├── UnknownCodecError
@@ -68,6 +69,7 @@ __all__ = [
     "RemoteBusyError",
     "RemoteRefusedError",
     "ReplayError",
+    "SessionLostError",
     "SplitInferError",
     "StaleKeysetError",
     "StateError",
@@ -243,6 +245,12 @@ class ReplayError(VerificationError):
     """The transfer, nonce or session step was seen before or belongs to another session."""
 
     code = "replay"
+
+
+class SessionLostError(VerificationError):
+    """The cloud holds no cache of this session any more; everything has to be sent again."""
+
+    code = "session_lost"
 
 
 class LayoutMismatchError(VerificationError):

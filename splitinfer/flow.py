@@ -5,8 +5,9 @@
     public-prefix    permit -> public tokens up, their cache down -> prefill the rest here -> decode here
                      (or, without a permit, the cache that the store kept of the same tokens)
     sealed-prefill   permit -> prompt up, its cache down -> decode here
-    sealed-decode    prefill here -> permit -> cache up, tokens down
+    sealed-decode    prefill here -> permit -> cache up while it grows, tokens down
 
+A later turn of a session goes on from what the device, and under the policy the cloud, hold of the conversation.
 Nothing reaches the cloud but through `egress.gate`, and nothing from it is used before `receive` has checked it.
 """
 
@@ -19,21 +20,29 @@ from dataclasses import dataclass, field, replace
 
 from splitinfer import codec, schedule
 from splitinfer.answer import Answer, EgressSummary
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, wipe
+from splitinfer.codec.sinks import CacheSink
+from splitinfer.conversation import Origin
 from splitinfer.device import Device
 from splitinfer.egress.gate import Intent, Outcome, Status
 from splitinfer.errors import (
     EgressDeniedError,
     RemoteRefusedError,
+    SessionLostError,
     SplitInferError,
     TransportError,
     UsageError,
+    VerificationError,
 )
-from splitinfer.exchange import Ask, Common, Exchange, decode_ask, prefill_ask
+from splitinfer.exchange import Ask, Common, Exchange, Place, close_ask, decode_ask, prefill_ask
 from splitinfer.handoff import Label, SamplingParams, Segment
+from splitinfer.partial import Part, salvage
 from splitinfer.placement import Plan, Step, place
+from splitinfer.recall import LOST_NOTE, Recall
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply
+from splitinfer.resume import bound_with_resumes
 from splitinfer.reuse import Shelf, shelf_for
 from splitinfer.row_check import RowCheck
 from splitinfer.sealing.frames import FrameKind
@@ -43,7 +52,10 @@ from trust_models.policy import Policy
 
 __all__ = ["Flow"]
 
+# Well within the silence of 30 s that a cloud bears by default.
+PAUSE_SECONDS = 20.0
 CLEAR_FIELDS = ("version", "suite", "transfer_id", "keyset_digest", "sender_id", "chunk_bytes", "expires_at")
+RESUME_CLEAR_FIELDS = ("manifest_sha256", "request_from", "reply_from", "state", "request_chunks")
 
 
 @dataclass(slots=True)
@@ -60,10 +72,15 @@ class _Progress:
     is_exact: bool = True
     is_fallback: bool = False
     is_reused: bool = False
+    base_tokens: int = 0
+    prefilled_by_cloud_tokens: int = 0
+    origin: Origin | None = None
     notes: list[str] = field(default_factory=list)
     egress: EgressSummary = field(default_factory=EgressSummary)
     exchange: Exchange | None = None
+    growing: GrowingCache | None = field(default=None, repr=False)
     generation: int = 0
+    part: Part | None = None
 
     def saw_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -91,6 +108,7 @@ class Flow:
         self._progress.started = time.perf_counter()
         self._prompt = self._engine.tokenize([_labelled(policy, segment) for segment in self._segments])
         self._plan = self._placed()
+        self._recall = Recall(self._device, self._prompt, self._plan)
         for piece in self._mode_pieces():
             if piece:
                 self._progress.text.append(piece)
@@ -116,7 +134,10 @@ class Flow:
             if not self._may_fall_back():
                 raise
             self._progress.mode, self._progress.is_fallback = TrustMode.LOCAL, True
-            self._progress.is_exact = True
+            self._progress.is_exact = self._progress.part is None or self._progress.is_exact
+            self._progress.prefilled_by_cloud_tokens, self._progress.origin = 0, None
+            # The device may hold the prompt's cache by now.
+            self._recall = Recall(self._device, self._prompt, self._plan)
             yield from self._local()
 
     def _may_fall_back(self) -> bool:
@@ -128,36 +149,91 @@ class Flow:
     def _local(self) -> Iterator[str]:
         """Everything on the device; logged, so that absence from the log says something."""
         bucket = schedule.pad_tokens(len(self._prompt.token_ids))
-        policy = self._device.policy
-        self._device.gate.local(mode=TrustMode.LOCAL.value, policy_sha256=policy.digest, tokens_bucket=bucket)
-        snapshot = self._prefill(self._plan.steps)
-        yield from self._decode_here(snapshot)
+        policy, part = self._device.policy, self._part()
+        self._device.gate.local(
+            mode=TrustMode.LOCAL.value,
+            policy_sha256=policy.digest,
+            tokens_bucket=bucket,
+            **(part.log_fields() if part else {}),
+        )
+        if part is not None:
+            yield from self._decode_here(self._rest_of(part))
+            return
+        self._progress.base_tokens = self._recall.held_tokens
+        yield from self._decode_here(self._prefill_on_held())
+
+    def _part(self) -> Part | None:
+        """Return what a broken transfer brought, where that is more than the device holds anyway."""
+        part = self._progress.part
+        if part is not None and part.tokens <= self._recall.held_tokens:
+            wipe(part.cache)
+            return None
+        return part
+
+    def _rest_of(self, part: Part) -> CacheSnapshot:
+        """Prefill here what a broken transfer did not bring."""
+        self._progress.notes.append(part.note)
+        self._progress.prefilled_by_cloud_tokens = part.new_tokens
+        self._progress.base_tokens = part.base_tokens
+        self._progress.origin = Origin(self._device.pinned_sha256, part.transfer_id, part.received_root)
+        steps = part.left(self._plan.steps)
+        return self._prefill(steps, onto=part.cache) if steps else part.cache
 
     def _cloud_prefill(self) -> Iterator[str]:
         """`public-prefix` and `sealed-prefill`: tokens up, cache down, the rest here."""
+        if self._recall.held_tokens >= self._plan.prefix_tokens:
+            self._recall.log()
+            self._progress.base_tokens = self._recall.held_tokens
+            yield from self._decode_here(self._prefill_on_held())
+            return
+        snapshot = self._cloud_prefix()
+        steps = tuple(step for step in self._plan.device_steps if step[0] >= snapshot.true_tokens)
+        if steps:
+            snapshot = self._prefill(steps, onto=snapshot)
+        yield from self._decode_here(snapshot)
+
+    def _cloud_prefix(self) -> CacheSnapshot:
+        """Return the cache of what the cloud prefills: from the store, or from the cloud."""
         plan = self._plan
         rows = RowCheck(self._device, self._prompt.token_ids)
         rows.require_possible(plan.prefix_tokens)
         shelf = shelf_for(self._device, self._prompt, plan, notes=self._progress.notes)
         stored = shelf.find(rows) if shelf else None
         if stored is None:
-            snapshot = self._prefilled_by_cloud(rows, shelf)
-        else:
-            snapshot = stored.cache
-            self._progress.is_exact, self._progress.is_reused = stored.facts.is_exact, True
-        if plan.device_steps:
-            snapshot = self._prefill(plan.device_steps, onto=snapshot)
-        yield from self._decode_here(snapshot)
+            place = self._recall.prefill_place()
+            try:
+                return self._prefilled_by_cloud(place, rows, shelf)
+            except SessionLostError:
+                return self._prefilled_by_cloud(self._anew(place), rows, shelf)
+        facts = stored.facts
+        self._progress.is_exact, self._progress.is_reused = facts.is_exact, True
+        self._progress.prefilled_by_cloud_tokens = plan.prefix_tokens
+        self._progress.origin = Origin(facts.recipient, facts.transfer_id, facts.received_root)
+        return stored.cache
 
-    def _prefilled_by_cloud(self, rows: RowCheck, shelf: Shelf | None) -> CacheSnapshot:
+    def _prefilled_by_cloud(self, place: Place, rows: RowCheck, shelf: Shelf | None) -> CacheSnapshot:
         """Ask the cloud; what was received and verified is stored, where there is a shelf for it."""
-        plan = self._plan
-        ask = prefill_ask(self._common(), self._prompt.token_ids[: plan.prefix_tokens], plan.cloud_steps)
+        plan, base = self._plan, self._device.conversation.cache(place.base_tokens)
+        ask = prefill_ask(
+            self._common(),
+            self._prompt.token_ids[: plan.prefix_tokens],
+            plan.cloud_steps,
+            place=place,
+            is_public=plan.mode is TrustMode.PUBLIC_PREFIX,
+        )
+        held_exact = self._recall.held.is_exact if self._recall.held and base else True
+        self._recall.sends(place)
         with self._permitted(ask) as exchange:
             reply = self._send(exchange, ask)
-            snapshot = self._receive(exchange, reply, ask)
+            self._progress.is_exact &= held_exact
+            snapshot = self._receive(exchange, reply, ask, rows, base)
             rows.check(snapshot)
-        if shelf:
+        self._recall.received(place, exchange.receipt)
+        self._progress.base_tokens = place.base_tokens
+        self._progress.prefilled_by_cloud_tokens = plan.prefix_tokens - place.base_tokens
+        root, transfer_id = reply.reader.root().hex(), reply.sent.keys.transfer_id.hex()
+        self._progress.origin = Origin(self._device.pinned_sha256, transfer_id, root)
+        if shelf and not place.base_tokens:
             shelf.keep(
                 snapshot,
                 reply,
@@ -168,19 +244,56 @@ class Flow:
         return snapshot
 
     def _sealed_decode(self) -> Iterator[str]:
-        """Prefill here, cache up, tokens down; only verified frames are shown."""
+        """Prefill here, cache up while it grows, tokens down; only verified frames are shown."""
+        place, steps = self._recall.decode_place(), self._steps_on_held()
+        onto, is_exact = self._recall.cache, self._progress.is_exact
+        if not steps and onto is not None:
+            self._engine.burn(schedule.pad_new_tokens(onto.true_tokens, place.base_tokens) - onto.true_tokens)
+            yield from self._decoded_by_cloud(onto, place)
+            return
+        progress = self._device.prefill_progress(len(self._prompt.token_ids) - 1)
+        with self._engine.start_prefill(
+            self._prompt.token_ids, steps=steps, onto=onto, base_tokens=place.base_tokens, progress=progress
+        ) as growing:
+            self._progress.growing = growing
+            try:
+                growing.settle(pause_seconds=PAUSE_SECONDS)
+                yield from self._decoded_by_cloud(growing, place)
+            except TransportError:
+                if self._may_fall_back():
+                    growing.snapshot()
+                raise
+            finally:
+                if growing.is_over:
+                    snapshot = growing.hand_over()
+                    if not self._remember(snapshot, is_exact=is_exact):
+                        wipe(snapshot)
+
+    def _decoded_by_cloud(self, cache: CacheSnapshot | GrowingCache, place: Place) -> Iterator[str]:
+        """Cache up, from the place's base on, tokens down; all of it again where the cloud lost the session."""
+        try:
+            yield from self._sent_to_decode(cache, place)
+        except SessionLostError:
+            place = self._anew(place)
+            whole = cache.snapshot() if isinstance(cache, GrowingCache) else cache
+            self._engine.burn(schedule.pad_tokens(whole.true_tokens) - whole.true_tokens)
+            yield from self._sent_to_decode(whole, place)
+
+    def _sent_to_decode(self, cache: CacheSnapshot | GrowingCache, place: Place) -> Iterator[str]:
         ids, plan = self._prompt.token_ids, self._plan
-        snapshot = self._prefill(plan.device_steps)
-        padded = schedule.pad_tokens(snapshot.true_tokens)
-        self._engine.burn(padded - snapshot.true_tokens)
-        try:
-            packed = codec.pack(snapshot, codec=self._device.policy.transfer.codec, padded_tokens=padded)
-        except SplitInferError:
-            wipe(snapshot)
-            raise
+        packed = codec.pack(
+            cache,
+            codec=self._device.policy.transfer.codec,
+            padded_tokens=schedule.pad_new_tokens(cache.true_tokens, place.base_tokens),
+            base_tokens=place.base_tokens,
+            is_shared=True,
+        )
         stream = self._engine.text_stream(self._params.stop)
+        self._recall.sends(place)
         try:
-            ask = decode_ask(self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params)
+            ask = decode_ask(
+                self._common(), packed, steps=plan.steps, last_token=ids[-1], params=self._params, place=place
+            )
             with self._permitted(ask) as exchange:
                 reply = self._send(exchange, ask)
                 for frame in exchange.receive_frames(reply):
@@ -191,7 +304,38 @@ class Flow:
                         self._progress.finish_reason = frame.finish_reason
         finally:
             packed.wipe()
+        self._recall.received(place, exchange.receipt)
+        self._progress.base_tokens = place.base_tokens
         yield stream.finish()
+
+    def end_session(self) -> None:
+        """Let the cloud erase what it holds of the session; logged, as every call is."""
+        ask = close_ask(self._common())
+        with self._permitted(ask) as exchange:
+            exchange.receive_closed(self._send(exchange, ask))
+
+    def _anew(self, place: Place) -> Place:
+        """Place the transfer after one that the cloud refused because its session is lost; visible in the answer."""
+        if not place.turn:
+            raise VerificationError("the cloud says that it lost a session that was not continued")
+        self._progress.notes.append(LOST_NOTE)
+        return self._recall.anew()
+
+    def _prefill_on_held(self) -> CacheSnapshot:
+        """Compute on the device what it does not hold of the conversation."""
+        return self._prefill(self._steps_on_held(), onto=self._recall.cache)
+
+    def _steps_on_held(self) -> tuple[Step, ...]:
+        """Return the steps that the device has not computed; what it holds is as exact as when it was made."""
+        recall, progress = self._recall, self._progress
+        if recall.held is not None:
+            progress.is_exact &= recall.held.is_exact
+            progress.origin = recall.held.origin
+        return tuple(step for step in self._plan.steps if step[0] >= recall.held_tokens)
+
+    def _remember(self, snapshot: CacheSnapshot, *, is_exact: bool) -> bool:
+        """Hand the prompt's cache to the conversation; False where it stays the caller's to wipe."""
+        return self._recall.remember(snapshot, is_exact=is_exact, origin=self._progress.origin)
 
     def _prefill(self, steps: tuple[Step, ...], *, onto: CacheSnapshot | None = None) -> CacheSnapshot:
         progress = self._device.prefill_progress(len(self._prompt.token_ids) - 1)
@@ -199,6 +343,7 @@ class Flow:
 
     def _decode_here(self, snapshot: CacheSnapshot) -> Iterator[str]:
         ids = self._prompt.token_ids
+        is_remembered = self._remember(snapshot, is_exact=self._progress.is_exact)
         decoding = self._engine.decode(snapshot, last_token=ids[-1], params=self._params)
         try:
             for token_id, piece in decoding:
@@ -206,7 +351,8 @@ class Flow:
                 yield piece
         finally:
             decoding.close()
-            wipe(snapshot)
+            if not is_remembered:
+                wipe(snapshot)
         self._progress.finish_reason = decoding.finish_reason or ""
         yield decoding.tail
 
@@ -224,6 +370,7 @@ class Flow:
             expected=self._expectations(),
             clock=device.clock,
             randomness=device.randomness,
+            resume_attempts=device.policy.transfer.resume_attempts,
         )
         status: Status = "aborted"
         code = "interrupted"
@@ -231,7 +378,7 @@ class Flow:
             yield exchange
             status, code = "completed", ""
         except SplitInferError as error:
-            status, code = _status(error, exchange), error.code
+            status, code = self._status(error, exchange), error.code
             raise
         except Exception:
             status, code = "failed", "internal"
@@ -240,7 +387,15 @@ class Flow:
             exchange.close()
             receipt = exchange.receipt.to_bytes() if exchange.receipt else b""
             permit.close(Outcome(status, code=code, receipt=receipt))
-            self._progress.egress = EgressSummary.of(permit)
+            self._progress.egress = self._progress.egress.plus(EgressSummary.of(permit))
+
+    def _status(self, error: SplitInferError, exchange: Exchange) -> Status:
+        growing = self._progress.growing
+        if isinstance(error, RemoteRefusedError) or exchange.was_refused:
+            return "refused"
+        if growing is not None and growing.has_failed:
+            return "failed"
+        return "unreceipted" if exchange.has_sent and exchange.receipt is None else "failed"
 
     def _send(self, exchange: Exchange, ask: Ask) -> OpenedReply:
         recipient = exchange.appraise(pinned_sha256=self._device.pinned_sha256, seen=self._device.seen)
@@ -251,7 +406,9 @@ class Flow:
         self._progress.is_exact = same and codec.CODECS[self._device.policy.transfer.codec].is_exact
         return reply
 
-    def _receive(self, exchange: Exchange, reply: OpenedReply, ask: Ask) -> CacheSnapshot:
+    def _receive(
+        self, exchange: Exchange, reply: OpenedReply, ask: Ask, rows: RowCheck, base: CacheSnapshot | None
+    ) -> CacheSnapshot:
         tokens = ask.manifest.tokens
         sink = codec.sink(
             self._engine.layout,
@@ -259,8 +416,27 @@ class Flow:
             true_tokens=tokens.true,
             padded_tokens=tokens.padded,
             coded_bytes=reply.manifest.coded_bytes,
+            base=base,
         )
-        return exchange.receive_cache(reply, sink)
+        try:
+            return exchange.receive_cache(reply, sink)
+        except TransportError:
+            self._salvage(exchange, sink, rows, base_tokens=base.true_tokens if base else 0)
+            raise
+
+    def _salvage(self, exchange: Exchange, sink: CacheSink, rows: RowCheck, *, base_tokens: int) -> None:
+        """Keep the verified steps of a cache whose connection was lost, where the device is about to take over."""
+        if not self._may_fall_back():
+            sink.wipe()
+            return
+        self._progress.part = salvage(
+            sink,
+            rows,
+            steps=self._plan.cloud_steps,
+            base_tokens=base_tokens,
+            transfer_id=exchange.transfer_id,
+            received_root=exchange.received_root,
+        )
 
     def _intent(self, ask: Ask) -> Intent:
         policy = self._device.policy
@@ -270,9 +446,9 @@ class Flow:
             recipient_identity_sha256=self._device.pinned_sha256,
             protection=MODES[policy.mode].protection,
             codec=policy.transfer.codec,
-            tokens_bucket=ask.manifest.tokens.padded,
-            bytes_up_bound=ask.bytes_up_bound,
-            fields_in_clear=CLEAR_FIELDS,
+            tokens_bucket=ask.tokens_bucket,
+            bytes_up_bound=bound_with_resumes(ask.bytes_up_bound, policy.transfer.resume_attempts),
+            fields_in_clear=CLEAR_FIELDS + (RESUME_CLEAR_FIELDS if policy.transfer.resume_attempts else ()),
         )
 
     def _common(self) -> Common:
@@ -281,7 +457,7 @@ class Flow:
             policy_sha256=policy.digest,
             codec=policy.transfer.codec,
             pad=policy.transfer.pad,
-            session_id=self._device.session_id,
+            session_id=self._device.conversation.session_id,
             model=ModelWire.of(self._engine.identity),
             numerics=NumericsWire.of(self._engine.numerics),
         )
@@ -303,7 +479,7 @@ class Flow:
             finish_reason=progress.finish_reason,
             prompt_tokens=len(prompt.token_ids),
             public_tokens=prompt.public_tokens,
-            prefilled_by_cloud_tokens=0 if progress.is_fallback else plan.prefix_tokens,
+            prefilled_by_cloud_tokens=progress.prefilled_by_cloud_tokens,
             decoded_on="device" if progress.is_fallback else plan.decode_on,
             egress=progress.egress,
             receipt=exchange.receipt if exchange else None,
@@ -315,6 +491,7 @@ class Flow:
             audit_size=self._device.gate.size,
             audit_root=self._device.gate.root.hex(),
             is_reused=progress.is_reused,
+            base_tokens=progress.base_tokens,
             note="; ".join([*([plan.note] if plan.note else []), *progress.notes]) or None,
         )
 
@@ -326,11 +503,3 @@ def _labelled(policy: Policy, segment: Segment) -> Segment:
     if segment.location and policy.label_of(segment.location, Label.PUBLIC.value) == Label.PRIVATE.value:
         label = Label.PRIVATE
     return replace(segment, label=label)
-
-
-def _status(error: SplitInferError, exchange: Exchange) -> Status:
-    if isinstance(error, RemoteRefusedError):
-        return "refused"
-    if exchange.was_refused:
-        return "refused"
-    return "unreceipted" if exchange.has_sent and exchange.receipt is None else "failed"

@@ -55,6 +55,7 @@ class Role(StrEnum):
     NOTE = "note"
     QUESTION = "question"
     MESSAGE = "message"
+    ANSWER = "answer"
 
 
 class Label(StrEnum):
@@ -243,7 +244,10 @@ class PackedCache(Protocol):
         """Tell whether that length depends on the contents, so that it must be announced."""
 
     def slabs(self) -> Iterator[memoryview]:
-        """Yield every slab once, in order; a slab is valid until the next one is asked for."""
+        """Yield every slab once, in order; a slab is valid until the next one is asked for.
+
+        Can be called again, for a resend, and yields the same bytes then.
+        """
 
     def wipe(self) -> None:
         """Overwrite what is held (best effort in CPython) and refuse further use."""
@@ -301,6 +305,8 @@ class Route(StrEnum):
     KEYSET = "GET /v1/keyset"
     PREFILL = "POST /v1/prefill"
     DECODE = "POST /v1/decode"
+    STATE = "POST /v1/transfers/state"
+    RESUME = "POST /v1/transfers/resume"
 
 
 class Meter(Protocol):
@@ -356,7 +362,11 @@ class Source(Protocol):
     """Untrusted body bytes as they arrive, on either side."""
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read up to len(buffer) bytes; 0 at the end."""
+        """Read up to len(buffer) bytes; 0 at the end.
+
+        Raises TransportError where the connection was lost, and only then: what came before may be kept and gone on
+        with. A body that is merely wrong (too short, too slow) raises another error, or ends.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +389,8 @@ class CloudReply:
 class Cloud(Protocol):
     """The recipient as its doors see it: HTTP in `server`, in-memory in `transport.memory`.
 
-    Raises SplitInferError before the reply starts; the door maps it to a problem document with a code only.
+    Raises SplitInferError before the reply starts; the door maps it to a problem document with a code only, but a
+    TransportError, which says that `body` was lost. Whoever stops reading a reply's body closes it.
     """
 
     def handle(self, route: Route, body: Source) -> CloudReply:

@@ -6,6 +6,7 @@ Nothing on the wire names a layer or a range: they follow from the authenticated
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ __all__ = [
     "RANGE_TOKENS",
     "SlabSpec",
     "cache_chunk_bytes",
+    "certain_tokens",
     "held_rows",
     "item_bytes",
+    "pad_new_tokens",
     "pad_tokens",
     "padme",
     "require_coded_bytes",
@@ -64,6 +67,16 @@ def pad_tokens(true_tokens: int) -> int:
     return -(-padme(max(true_tokens, GROUP_TOKENS)) // GROUP_TOKENS) * GROUP_TOKENS
 
 
+def certain_tokens(padded_tokens: int) -> int:
+    """Return the least token count of a size class: what every prompt of that class has at least.
+
+    The inverse of `pad_tokens`, which never falls. Raises LayoutMismatchError for a count that is no size class.
+    """
+    if padded_tokens < 1 or pad_tokens(padded_tokens) != padded_tokens:
+        raise LayoutMismatchError(f"{padded_tokens} tokens are no size class; pad the count first")
+    return 1 + bisect.bisect_left(range(1, padded_tokens + 1), padded_tokens, key=pad_tokens)
+
+
 def padme(size: int) -> int:
     """Round a positive size up to its class (see `pad_tokens`)."""
     exponent = size.bit_length() - 1
@@ -72,13 +85,13 @@ def padme(size: int) -> int:
     return (size + mask) & ~mask
 
 
-def require_coded_bytes(coded_bytes: int | None, layout: CacheLayout, padded_tokens: int) -> None:
+def require_coded_bytes(coded_bytes: int | None, layout: CacheLayout, padded_tokens: int, base_tokens: int = 0) -> None:
     """Refuse a length that a cache in a codec of variable length cannot have.
 
     It is a size class, at least the slabs' lengths and first bytes, at most that of all slabs as they are. Raises
     LayoutMismatchError.
     """
-    sizes = [slab.size_bytes for slab in slabs(layout, padded_tokens)]
+    sizes = [slab.size_bytes for slab in slabs(layout, padded_tokens, base_tokens)]
     framing = (LENGTH_BYTES + 1) * len(sizes)
     most = padme(sum(sizes) + framing)
     if coded_bytes is None or not framing <= coded_bytes <= most or padme(coded_bytes) != coded_bytes:
@@ -111,20 +124,41 @@ def sent_rows(layer: LayerLayout, tensor: TensorLayout, padded_tokens: int) -> i
     return held_rows(layer, tensor, padded_tokens)
 
 
-def slabs(layout: CacheLayout, padded_tokens: int) -> Iterator[SlabSpec]:
+def pad_new_tokens(true_tokens: int, base_tokens: int) -> int:
+    """Return the padded count of a cache of which the recipient holds the first `base_tokens`: only the rest is padded.
+
+    `padded - base` is the size class of the new tokens. Raises LayoutMismatchError where there is no new one.
+    """
+    if not 0 <= base_tokens < true_tokens:
+        raise LayoutMismatchError("a transfer brings at least one token that is not there yet")
+    return base_tokens + pad_tokens(true_tokens - base_tokens)
+
+
+def slabs(layout: CacheLayout, padded_tokens: int, base_tokens: int = 0) -> Iterator[SlabSpec]:
     """Yield the slabs of a cache, with their lengths in codec `raw`.
 
     Token ranges outer, layers inner, then windows, then states. Within a layer tensors keep the layout's order; slabs
-    of no rows are left out.
+    of no rows are left out. With a base, rows of tokens and entries start there; what has one size travels whole, with
+    the room of the size class of all tokens, so that lengths follow from two classes and not from the base.
     """
-    for start in range(0, padded_tokens, RANGE_TOKENS):
-        stop = min(start + RANGE_TOKENS, padded_tokens)
+    whole_tokens = pad_tokens(padded_tokens) if base_tokens else padded_tokens
+    for start in range(base_tokens, padded_tokens, RANGE_TOKENS):
+        bounds = (start, min(start + RANGE_TOKENS, padded_tokens))
         for index, layer, tensor in _tensors(layout, "tokens", "entries"):
-            yield from _slab(index, tensor, held_rows(layer, tensor, start), held_rows(layer, tensor, stop))
+            first, last = (_rows_until(layer, tensor, end, base_tokens, padded_tokens) for end in bounds)
+            yield from _slab(index, tensor, first, last)
     for index, layer, tensor in _tensors(layout, "window"):
-        yield from _slab(index, tensor, 0, sent_rows(layer, tensor, padded_tokens))
+        yield from _slab(index, tensor, 0, sent_rows(layer, tensor, whole_tokens))
     for index, layer, tensor in _tensors(layout, "remainder", "overlap", "fixed"):
-        yield from _slab(index, tensor, 0, sent_rows(layer, tensor, padded_tokens))
+        yield from _slab(index, tensor, 0, sent_rows(layer, tensor, whole_tokens))
+
+
+def _rows_until(layer: LayerLayout, tensor: TensorLayout, tokens: int, base_tokens: int, padded_tokens: int) -> int:
+    """Return how many rows lie before this token; entries are counted so that their number does not show the base."""
+    if tensor.rows == "tokens" or not base_tokens:
+        return held_rows(layer, tensor, tokens)
+    # One more than whole strides: the base may end within one.
+    return base_tokens // layer.stride + (tokens - base_tokens) // layer.stride + (tokens == padded_tokens)
 
 
 def _tensors(layout: CacheLayout, *rules: RowRule) -> Iterator[tuple[int, LayerLayout, TensorLayout]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from splitinfer.errors import PromptError, UsageError
 from splitinfer.handoff import Label, Role, Segment
 
-__all__ = ["document", "message", "note", "private", "public", "question"]
+__all__ = ["answered", "document", "message", "note", "private", "public", "question"]
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
@@ -39,6 +39,11 @@ def question(text: str) -> Segment:
 def message(text: str) -> Segment:
     """Make a private message of the conversation."""
     return _segment(Role.MESSAGE, text, None, Label.PRIVATE)
+
+
+def answered(text: str) -> Segment:
+    """Make a private segment of what the model answered in an earlier turn, so that the next prompt goes on from it."""
+    return _segment(Role.ANSWER, text, None, Label.PRIVATE)
 
 
 def _segment(role: Role, text: str | None, path: str | Path | None, label: Label | None) -> Segment:

@@ -10,15 +10,17 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from splitinfer.answer import Answer
+from splitinfer.conversation import LIMIT_BYTES, Conversation
 from splitinfer.device import Device
 from splitinfer.egress.gate import Gate
 from splitinfer.egress.log import AuditLog
-from splitinfer.errors import ModelMismatchError, UsageError
+from splitinfer.errors import ModelMismatchError, SplitInferError, UsageError
 from splitinfer.flow import Flow
 from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
@@ -57,12 +59,14 @@ class Session:
         transport: Transport | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
         use_store: bool = True,
+        remember: bool = True,
     ) -> Session:
         """Open a session: the policy (a built-in name, a TOML file, or a Policy), the model that it names, the log.
 
         `engine` reuses a model that is loaded already, `transport` replaces HTTP, `on_prefill(done, total)` is called
         after every prefill step on the device. `use_store` False neither reads nor writes the store of public
-        caches, whatever the policy says. Raises PolicyError, ModelError and its kinds, UnsupportedCacheError,
+        caches, whatever the policy says. `remember` False goes on from nothing: every run is a conversation of its
+        own. Raises PolicyError, ModelError and its kinds, UnsupportedCacheError,
         StateError and StoreError, TransportError for an unusable URL or CA, AuditLogError.
         """
         rules = policy if isinstance(policy, Policy) else resolve(str(policy))
@@ -92,7 +96,7 @@ class Session:
             seen=SeenFile(folder),
             clock=time.time,
             randomness=secrets.token_bytes,
-            session_id=secrets.token_hex(16),
+            conversation=_conversation(rules, remember=remember),
             on_prefill=on_prefill,
             store=store,
         )
@@ -121,10 +125,21 @@ class Session:
         return stream
 
     def close(self) -> None:
-        """Stop what still streams, which logs it as aborted, then close the log."""
+        """Stop what still streams, which logs it as aborted, end the session at the cloud, wipe, close the log.
+
+        Where the cloud cannot be told, the log says so, and its idle limit erases what it holds.
+        """
         for stream in list(self._streams):
             stream.close()
-        self._log.close()
+        conversation = self._device.conversation
+        try:
+            if conversation.may_be_held_by_cloud:
+                conversation.may_be_held_by_cloud = False
+                with suppress(SplitInferError):
+                    Flow(self._device, (), SamplingParams()).end_session()
+        finally:
+            conversation.forget()
+            self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -182,6 +197,16 @@ def _store(policy: Policy, home: Home) -> CacheStore | None:
     if policy.mode is not TrustMode.PUBLIC_PREFIX or not policy.store.enabled:
         return None
     return open_store(home, max_bytes=policy.store.max_bytes)
+
+
+def _conversation(policy: Policy, *, remember: bool) -> Conversation:
+    """Make the session's memory; of no use where the cloud prefills everything and keeps nothing."""
+    is_of_use = policy.mode is not TrustMode.SEALED_PREFILL or policy.session.keep
+    return Conversation(
+        secrets.token_hex(16),
+        keeps=remember and policy.session.keep,
+        limit_bytes=LIMIT_BYTES if remember and is_of_use else 0,
+    )
 
 
 def _params(sampling: Mapping[str, object]) -> SamplingParams:

@@ -86,6 +86,7 @@ def explain(policy: Policy, *, loss: Loss | None = None) -> str:
     if policy.mode is TrustMode.PUBLIC_PREFIX:
         parts += [("Labels", _labels(policy)), ("Choosing public texts", _CHOICE), ("A dishonest cloud", _rows(policy))]
         parts.append(("What stays on this device", _store(policy)))
+    parts.append(("Between the turns of a session", _turns(policy)))
     if policy.mode is not TrustMode.LOCAL:
         parts.append(("If the cloud fails", _fallback(policy)))
     parts += [("Model", _model(policy)), ("Log", _log(policy)), ("Policy digest", policy.digest)]
@@ -159,13 +160,36 @@ def _rows(policy: Policy) -> str:
 
 def _store(policy: Policy) -> str:
     if not policy.store.enabled:
-        return "Nothing of a transfer but the log: every run asks the cloud again."
+        return "Nothing of a transfer but the log: outside of an open session every run asks the cloud again."
     return (
         "The cache of the public texts, encrypted under a key of the state folder, in files of "
         f"{policy.store.max_bytes:,} bytes together at most. A later run on the same public texts uses it: then "
         "nothing leaves, and the recipient does not learn of that run. Private texts and their cache are never stored. "
         "Number, sizes and times of the files show on the disk that public texts were used, not which."
     )
+
+
+def _turns(policy: Policy) -> str:
+    here = (
+        "While a session is open, this device keeps the cache of its last prompt in memory, and wipes it when the "
+        "session is closed."
+    )
+    if policy.mode is TrustMode.LOCAL:
+        return f"{here} A later turn computes only what is new."
+    if policy.mode is TrustMode.PUBLIC_PREFIX:
+        return (
+            f"{here} A later turn asks the recipient only where a new public text stands among the leading ones: all "
+            "of those are sent then, and the cache of the new ones comes back. The recipient may keep the cache of "
+            "public texts in its memory, for requests of this device alone; its receipt then says kept."
+        )
+    if policy.session.keep:
+        return (
+            f"{here} The recipient keeps the cache of the whole prompt in its memory too, until the session is closed, "
+            "is idle for as long as its operator set, or is pushed out by others; its receipt says kept. It can read "
+            "the prompt from that cache for as long. A later turn sends only what is new, or all where that is lost."
+        )
+    kept_here = here if policy.mode is TrustMode.SEALED_DECODE else "This device keeps nothing of a turn."
+    return f"{kept_here} The recipient keeps nothing (session.keep = false): every turn sends everything again."
 
 
 def _packing(policy: Policy, loss: Loss | None) -> str:
@@ -180,11 +204,27 @@ def _packing(policy: Policy, loss: Loss | None) -> str:
 
 def _fallback(policy: Policy) -> str:
     if policy.fallback.on_remote_failure == "refuse":
-        return "The run stops with an error. Nothing is tried another way."
+        return f"{_resumes(policy)} Then the run stops with an error. Nothing is tried another way."
+    partly = (
+        ""
+        if policy.mode is TrustMode.SEALED_DECODE
+        else "Of a cache that came in part it uses the steps that it verified, where the model's layers allow that, "
+        "and says so. "
+    )
     return (
-        "If the connection fails before the first token of the answer, the device runs everything itself. "
-        "What was sent by then has left. It never falls back after received bytes failed a check, "
-        "nor to a weaker protection."
+        f"{_resumes(policy)} If the connection is lost for good before the first token of the answer, the device runs "
+        f"everything itself. {partly}What was sent by then has left. It never falls back after received bytes failed a "
+        "check, nor to a weaker protection."
+    )
+
+
+def _resumes(policy: Policy) -> str:
+    attempts = policy.transfer.resume_attempts
+    if not attempts:
+        return "A lost connection ends the transfer (resume_attempts = 0)."
+    return (
+        f"After a lost connection the same encrypted bytes are sent on, up to {attempts} time(s) in one transfer, "
+        "until it expires; the recipient keeps what it has of them for that long."
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from splitinfer.errors import PolicyError
 from trust_models.modes import TrustMode
-from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Store, Transfer
+from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Session, Store, Transfer
 from trust_models.translation import sentence
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Remote",
     "SegmentRule",
     "Segments",
+    "Session",
     "Store",
     "Transfer",
     "builtin_names",

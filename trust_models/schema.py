@@ -27,6 +27,7 @@ __all__ = [
     "Remote",
     "SegmentRule",
     "Segments",
+    "Session",
     "Store",
     "Transfer",
 ]
@@ -34,8 +35,10 @@ __all__ = [
 _HEX = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHUNK_UNIT, _MAX_CHUNK, _MAX_VERIFY_ROWS = 64, 4096, 64
+_MAX_RESUMES = 5
 _MIN_STORE_BYTES = 1024 * 1024
 _MAX_NATS = 10.0
+_KEEPING_MODES = (TrustMode.SEALED_PREFILL, TrustMode.SEALED_DECODE)
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -75,6 +78,15 @@ def _chunk(value: int) -> int:
 def _rows(value: int) -> int:
     if not 0 <= value <= _MAX_VERIFY_ROWS:
         _refuse(f"transfer.verify_rows is outside 0 to {_MAX_VERIFY_ROWS}; write a number of rows in that range")
+    return value
+
+
+def _resumes(value: int) -> int:
+    if not 0 <= value <= _MAX_RESUMES:
+        _refuse(
+            f"transfer.resume_attempts is outside 0 to {_MAX_RESUMES}; write how often a lost connection may be made "
+            "again in one transfer"
+        )
     return value
 
 
@@ -205,6 +217,7 @@ class Remote(_Section):
 class Transfer(_Section):
     """How bytes travel. `chunk_tokens` is the longest prefill step; `verify_rows` counts recomputed cache rows.
 
+    `resume_attempts` is how often a transfer goes on after its connection was lost; 0 ends it at once.
     `max_kl` is the most that a lossy codec may cost this model, in nats of divergence a token as measured; `codecs`
     says what each codec is.
     """
@@ -215,6 +228,7 @@ class Transfer(_Section):
     pad: Literal["padme"] = "padme"
     chunk_tokens: Annotated[int, AfterValidator(_chunk)] = 512
     verify_rows: Annotated[int, AfterValidator(_rows)] = 0
+    resume_attempts: Annotated[int, AfterValidator(_resumes)] = 2
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -235,6 +249,12 @@ class Store(_Section):
 
     enabled: bool = True
     max_bytes: Annotated[int, AfterValidator(_store_limit)] = 4 * 1024**3
+
+
+class Session(_Section):
+    """Whether the cloud may keep a session's cache in its memory between the turns; else every turn sends all again."""
+
+    keep: bool = False
 
 
 class Fallback(_Section):
@@ -259,6 +279,7 @@ class Policy(_Section):
     remote: Remote | None = None
     transfer: Transfer = Transfer()
     store: Store = Store()
+    session: Session = Session()
     fallback: Fallback = Fallback()
     audit: Audit = Audit()
 
@@ -281,6 +302,11 @@ class Policy(_Section):
                 f'the store keeps caches of public texts in mode "public-prefix" only; '
                 f'leave [store] out in mode "{self.mode}"'
             )
+        if self.session.keep and self.mode not in _KEEPING_MODES:
+            _refuse(
+                f'mode "{self.mode}" lets the cloud keep no session; leave session.keep out, or write mode '
+                '"sealed-prefill" or "sealed-decode"'
+            )
         return self
 
     @property
@@ -289,8 +315,8 @@ class Policy(_Section):
 
         Defaults are written out and absent options left out. Places are not rules and stay outside: `audit.path`,
         `store.max_bytes`, `remote.url` and `remote.tls_ca`; the recipient is who its identity says, wherever it is.
-        So does `store` in the modes that keep nothing. Label rules act together, so that their order and repetition
-        do not matter: they are sorted and counted once.
+        So do `store` and `session` in the modes that keep nothing there. Label rules act together, so that their order
+        and repetition do not matter: they are sorted and counted once.
         """
         fields = self.model_dump(
             mode="json",
@@ -299,6 +325,8 @@ class Policy(_Section):
         )
         if self.mode is not TrustMode.PUBLIC_PREFIX:
             del fields["store"]
+        if self.mode not in _KEEPING_MODES:
+            del fields["session"]
         unique = {rfc8785.dumps(rule): rule for rule in fields["segments"]["rule"]}
         fields["segments"]["rule"] = [unique[key] for key in sorted(unique)]
         return hashlib.sha256(rfc8785.dumps(fields)).hexdigest()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from trust_models.modes import TrustMode
-from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Store, Transfer
+from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Session, Store, Transfer
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -26,6 +26,7 @@ _TABLES: Mapping[str, type[BaseModel]] = MappingProxyType(
         "remote": Remote,
         "transfer": Transfer,
         "store": Store,
+        "session": Session,
         "fallback": Fallback,
         "audit": Audit,
     }

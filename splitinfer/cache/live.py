@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicLayer
 from splitinfer.cache.kinds import LightningLayer, kind_of
 from splitinfer.errors import UnsupportedCacheError
 
-__all__ = ["UNSUPPORTED_CACHES", "feed", "layers_of", "new_cache", "require_cache_travels", "wipe_live", "zero_storage"]
+__all__ = ["UNSUPPORTED_CACHES", "feed", "layers_of", "logits_of", "new_cache", "require_cache_travels", "wipe_live"]
+__all__ += ["zero_storage"]
 
 # Their state is kept elsewhere than in a cache of layers: in lists or classes of their own, or in the model itself.
 UNSUPPORTED_CACHES = ("rwkv", "xlstm", "recurrent_gemma")
@@ -62,10 +63,18 @@ def feed(module: Any, token_ids: Sequence[int], cache: DynamicCache) -> Any:
     One forward, but for the models that lose their state between two forwards of several tokens. Raises
     UnsupportedCacheError where the forward takes no cache.
     """
+    return _forwards(module, token_ids, cache)[-1]
+
+
+def logits_of(model: Any, token_ids: Sequence[int], cache: DynamicCache) -> torch.Tensor:
+    """Feed token ids as `feed` does and return the logits after each of them, [tokens, vocabulary]."""
+    return torch.cat([output.logits[0] for output in _forwards(model, token_ids, cache)])
+
+
+def _forwards(module: Any, token_ids: Sequence[int], cache: DynamicCache) -> list[Any]:
     if len(token_ids) == 1 or module.config.model_type not in _ONE_BY_ONE or _is_empty(cache):
-        return _forward(module, token_ids, cache)
-    outputs = [_forward(module, [token_id], cache) for token_id in token_ids]
-    return outputs[-1]
+        return [_forward(module, token_ids, cache)]
+    return [_forward(module, [token_id], cache) for token_id in token_ids]
 
 
 def _forward(module: Any, token_ids: Sequence[int], cache: DynamicCache) -> Any:
@@ -91,13 +100,16 @@ def _is_empty(cache: DynamicCache) -> bool:
     return not any(part.read(x) is not None for i, x in enumerate(cache.layers) for part in kind_of(i, x).parts)
 
 
-def wipe_live(cache: DynamicCache) -> None:
-    """Zero a live cache's memory (best effort). Snapshots that share its tensors are zeroed with it."""
+def wipe_live(cache: DynamicCache, *, keep: Collection[int] = ()) -> None:
+    """Zero a live cache's memory (best effort). Snapshots that share its tensors are zeroed with it.
+
+    `keep` are the addresses of storages that stay as they are (see `snapshot.storages`).
+    """
     with torch.inference_mode():
         for index, layer in enumerate(cache.layers):
             for part in kind_of(index, layer).parts:
                 tensor = part.read(layer)
-                if tensor is not None:
+                if tensor is not None and tensor.untyped_storage().data_ptr() not in keep:
                     zero_storage(tensor)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "require_rows",
     "restore",
     "shape_of",
+    "storages",
     "take",
     "wipe",
 ]
@@ -141,6 +142,12 @@ def wipe(snapshot: CacheSnapshot) -> None:
         for layer in snapshot.layers:
             for tensor in layer.values():
                 zero_storage(tensor)
+
+
+def storages(snapshot: CacheSnapshot) -> dict[int, int]:
+    """Return the memory that a snapshot stands in: bytes by address, each storage once, empty ones left out."""
+    found = (tensor.untyped_storage() for layer in snapshot.layers for tensor in layer.values())
+    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
 
 
 def _taken(index: int, layer: Any, expected: LayerLayout | None, true_tokens: int) -> tuple[LayerLayout, LayerTensors]:

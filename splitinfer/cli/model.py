@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from splitinfer.cli.progress import progress_bar
 from splitinfer.egress.log import AuditLog
 from splitinfer.errors import (
     ModelNotFoundError,
@@ -32,7 +33,8 @@ _EPILOG = """examples:
   splitinfer model info embedded
   splitinfer model digest ./my-model --json
   splitinfer model fetch Qwen/Qwen3-0.6B
-  splitinfer model measure embedded --codec q8 --text notes.txt
+  splitinfer model measure embedded                                  on a text that comes with the package
+  splitinfer model measure ./my-model --codec q8 --text notes.txt    on texts of the kind that it reads
 """
 _CONTEXT_TOKENS, _SCORED_TOKENS, _WINDOWS = 256, 64, 32
 
@@ -60,7 +62,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     measured.add_argument("source", metavar="SOURCE")
     measured.add_argument("--codec", action="append", metavar="CODEC", help="measure this one; may be repeated")
     measured.add_argument(
-        "--text", nargs="+", required=True, type=Path, metavar="FILE", help="texts of the kind that the model reads"
+        "--text",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="texts of the kind that the model reads (default: plain prose that comes with the package)",
     )
     measured.add_argument("--windows", type=int, default=_WINDOWS, metavar="N", help="at most so many pieces of text")
     measured.add_argument("--json", action="store_true", help="print one JSON object")
@@ -113,14 +120,16 @@ def _measure(args: argparse.Namespace) -> int:
     from splitinfer.model.digest_cache import DigestCache
     from splitinfer.model.loading import load
     from splitinfer.model.measure import measure, windows
+    from splitinfer.model.measure_texts import built_in_texts
 
     names = args.codec or list(LOSSY)
     unknown = sorted(set(names) - set(codec.CODECS))
     if unknown or args.windows < 2:
         raise UsageError(f"write --codec as one of {', '.join(codec.CODECS)}, and --windows as 2 or more")
     home = Home.find(args.home)
-    texts = [_read(path) for path in args.text]
+    given = [_read(path) for path in args.text]
     loaded = load(args.source, digest_cache=DigestCache(home.digests))
+    texts = given or built_in_texts(loaded.directory)
     scored = windows(loaded, texts, context_tokens=_CONTEXT_TOKENS, scored_tokens=_SCORED_TOKENS, limit=args.windows)
     losses: dict[str, Loss] = {}
     for name in names:
@@ -128,7 +137,8 @@ def _measure(args: argparse.Namespace) -> int:
         def through(snapshot: CacheSnapshot, name: str = name) -> CacheSnapshot:
             return codec.move(snapshot, codec=name)
 
-        losses[name] = measure(loaded, scored, through=through)
+        with progress_bar(name, unit="window") as progress:
+            losses[name] = measure(loaded, scored, through=through, progress=progress)
         LossFile(home).put(loaded.identity.weights_sha256, name, losses[name])
         if not args.json:
             print(f"{name:9} {losses[name].sentence()}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _SWEEP_SECONDS = 30.0
+_SETTINGS = ("host", "port", "prefix_bytes", "session_bytes")
 
 _EPILOG = """examples:
   splitinfer --home ./cloud serve --pair ~/.splitinfer   loopback; writes both sides, then serves
@@ -47,6 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--model", default="embedded", metavar="SOURCE", help="embedded, a directory, or a hub id")
     parser.add_argument("--host", help="address to bind (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to bind (default 8471; 0 takes a free one)")
+    parser.add_argument("--prefix-bytes", type=int, metavar="N", help="memory for caches of public text; 0 for none")
+    parser.add_argument("--session-bytes", type=int, metavar="N", help="memory for caches between turns; 0 for none")
     parser.add_argument("--pair", metavar="HOME", help="state folder of a device on this machine to pair with")
     parser.add_argument("--name", default="default", help="name of the remote that --pair writes")
     parser.add_argument("--json", action="store_true", help="print one JSON object when ready")
@@ -60,10 +63,12 @@ def _serve(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UsageError("serving needs the extra: pip install 'splitinfer[server]'") from error
     from splitinfer.cloud import CloudService
+    from splitinfer.cloud.prefixes import PrefixLimits
+    from splitinfer.cloud.sessions import SessionLimits
     from splitinfer.session import load_engine
 
     settings = load_settings(args.config) if args.config else ServerSettings()
-    given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
+    given = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     settings = make_settings({**settings.model_dump(), **given})
     home = Home.find(args.home)
     if args.pair:
@@ -78,6 +83,8 @@ def _serve(args: argparse.Namespace) -> int:
         allowed=lambda: allowed_devices(home),
         clock=time.time,
         randomness=secrets.token_bytes,
+        sessions=SessionLimits(settings.max_sessions, settings.session_bytes, settings.session_idle_seconds),
+        prefixes=PrefixLimits(settings.prefix_bytes, settings.prefix_device_bytes),
     )
     pin = replica.current().keyset.certificate.body.identity
     scheme = "https" if settings.tls_certificate else "http"
@@ -94,6 +101,7 @@ def _serve(args: argparse.Namespace) -> int:
     finally:
         stop.set()
         sweeper.join()
+        cloud.close()
     return 0
 
 

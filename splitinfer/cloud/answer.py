@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from splitinfer.cloud.recipient import Recipient
+from splitinfer.cloud.remains import Remains
+from splitinfer.cloud.sessions import Turn
 from splitinfer.errors import SplitInferError, StaleKeysetError
 from splitinfer.handoff import CloudReply, PackedCache
 from splitinfer.receive.intake import OpenedRequest
@@ -30,6 +32,13 @@ class Answer:
         self._held = held
         self._events: list[Event] = []
         self.manifest: RequestManifest | None = None
+        self.turn: Turn | None = None
+        self.was_refused = False
+
+    def wipe(self) -> None:
+        """Give up a request that is not answered yet: the cache that its turn goes on from is wiped; idempotent."""
+        if self.turn is not None:
+            self.turn.drop_base()
 
     @property
     def request_sha256(self) -> str:
@@ -40,23 +49,39 @@ class Answer:
         """Note an event for the receipt."""
         self._events.append(Event.model_validate({"event": event, "count": count}))
 
-    def cache_pieces(self, packed: PackedCache) -> Pieces:
-        """Yield the slabs, wipe the cache, yield the receipt that says so."""
+    def cache_pieces(self, packed: PackedCache, remains: Remains, *, prefilled: int) -> Pieces:
+        """Yield the slabs as they come, keep or wipe the cache, yield the receipt that says which."""
         try:
             yield from packed.slabs()
+            self.log("prefilled", prefilled)
+            receipt = self._settled(remains)
         finally:
             packed.wipe()
+            remains.wipe()
+        yield receipt
+
+    def token_pieces(self, frames: Pieces, remains: Remains) -> Pieces:
+        """Yield the frames, keep or wipe their cache, yield the receipt that says which."""
+        try:
+            yield from frames
+            receipt = self._settled(remains)
+        finally:
+            remains.wipe()
+        yield receipt
+
+    def closed_pieces(self) -> Pieces:
+        """Yield the receipt of a session's end; what was held of it is wiped by then."""
         self.log("erased", 1)
         yield self._receipt()
 
-    def token_pieces(self, frames: Pieces) -> Pieces:
-        """Yield the frames, which wipe their cache at their end, then the receipt."""
-        yield from frames
-        self.log("erased", 1)
-        yield self._receipt()
+    def _settled(self, remains: Remains) -> bytes:
+        kept = remains.settle()
+        self.log("kept" if kept else "erased", kept or 1)
+        return self._receipt()
 
     def refusal(self, error: SplitInferError) -> CloudReply:
         """Return a sealed refusal with a receipt."""
+        self.was_refused = True
         if not self._events:
             self.log("received", self._opened.reader.count)
         self.log("refused", 1)

@@ -1,29 +1,43 @@
 """The flow on the recipient, the twin of `flow`: sealed request in, sealed reply out; knows no HTTP.
 
     keyset   -> signed keyset and a one-time nonce
-    prefill  -> request head, sealed manifest, token ids -> prefill -> cache, receipt
+    prefill  -> request head, sealed manifest, token ids -> prefill -> cache while it grows, receipt
     decode   -> request head, sealed manifest, cache -> decode -> token frames, receipt
+    close    -> request head, sealed manifest -> receipt
+    state    -> how far a transfer is whose connection was lost
+    resume   -> the rest of its request, the rest of its reply
 
 What is wrong before the content key is known is raised, and the door answers with a code; what is wrong after it is
-answered by a sealed refusal. Nothing private is kept: the cache is wiped before the receipt says `erased`.
+answered by a sealed refusal; a model that fails once the reply has begun breaks it off. Nothing private is kept unless
+the device lets: then `sessions` has the cache until the next turn and the receipt says `kept`; else it is wiped before
+the receipt says `erased`. Caches of public text stay in `prefixes`, for the device that sent it. A transfer whose
+connection was lost is parked as it is (`parked`), until it goes on or its time is over.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Replica
-from splitinfer.cache.snapshot import CacheSnapshot, wipe
+from splitinfer.cache.growing import GrowingCache
+from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud.answer import Answer, Pieces
+from splitinfer.cloud.parked import Parking
+from splitinfer.cloud.prefixes import Prefixes, PrefixLimits
 from splitinfer.cloud.recipient import Recipient
-from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, UsageError
+from splitinfer.cloud.remains import Remains
+from splitinfer.cloud.resuming import Resuming
+from splitinfer.cloud.sessions import SessionLimits, Sessions, Turn
+from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, TransportError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
 from splitinfer.model.engine import Decoding, Engine
 from splitinfer.receive.expectations import Expectations, check_request
 from splitinfer.receive.intake import OpenedRequest, open_request
-from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink
+from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink, slab_tokens
 from splitinfer.sealing.frames import end_frame, frame_count, pad_frame, refusal_frame, token_frame
 from splitinfer.sealing.manifest import (
     CacheWire,
@@ -49,74 +63,158 @@ class CloudService:
         allowed: Callable[[], Sequence[bytes]],
         clock: Callable[[], float],
         randomness: Callable[[int], bytes],
+        sessions: SessionLimits | None = None,
+        prefixes: PrefixLimits | None = None,
     ) -> None:
         self._engine = engine
+        self._sessions = Sessions(sessions or SessionLimits(), model=ModelWire.of(engine.identity), clock=clock)
+        self._prefixes = Prefixes(
+            prefixes or PrefixLimits(), model=engine.identity, numerics=engine.numerics, randomness=randomness
+        )
         self._recipient = Recipient(replica, allowed, clock, randomness)
         self._expected = Expectations(engine.identity, engine.layout, engine.max_positions, engine.vocabulary)
         self._model_lock = threading.Lock()
         self._randomness = randomness
+        self._parking = Parking(clock=clock)
+        self._resuming = Resuming(self._parking, self._recipient)
 
     def handle(self, route: Route, body: Source) -> CloudReply:
         """Answer one call (see `handoff.Cloud`)."""
         if route is Route.KEYSET:
             data = self._recipient.keyset_reply()
             return CloudReply(len(data), iter([data]))
-        if route not in _KINDS:
+        if route is Route.STATE:
+            return self._resuming.state(body)
+        if route is Route.RESUME:
+            return self._resuming.resume(body)
+        if route not in (Route.PREFILL, Route.DECODE):
             raise UsageError("there is no such call")
-        return self._transfer(open_request(body, self._recipient), kind=_KINDS[route])
+        opened = open_request(body, self._recipient)
+        answer = Answer(opened, self._recipient, self._randomness)
+        return self._parking.begin(opened, answer, lambda: self._transfer(opened, answer, route))
 
     def drop_expired(self) -> None:
-        """Forget keys that have expired; the process calls it now and then, so that an idle replica does too."""
+        """Forget keys, sessions and parked transfers that have expired; call it now and then, as nobody else may."""
         self._recipient.drop_expired()
+        self._parking.drop_expired()
+        self._sessions.drop_expired()
 
-    def _transfer(self, opened: OpenedRequest, *, kind: str) -> CloudReply:
-        answer = Answer(opened, self._recipient, self._randomness)
+    @property
+    def held_sessions(self) -> int:
+        """Return of how many sessions a cache is kept for a next turn."""
+        return len(self._sessions)
+
+    def close(self) -> None:
+        """Wipe all that is parked or kept between requests; nothing is kept from now on. Idempotent."""
+        self._parking.close()
+        self._sessions.close()
+        self._prefixes.close()
+
+    def _transfer(self, opened: OpenedRequest, answer: Answer, route: Route) -> CloudReply:
+        """Read the request and begin its reply; called again, from here, when it goes on after a lost source."""
         try:
             manifest = answer.manifest = opened.manifest()
             check_request(manifest, self._expected)
-            if manifest.kind != kind:
+            if route is not _ROUTES[manifest.kind]:
                 raise ManifestError("the sealed manifest asks for another route than it came by")
-            run = self._prefill if kind == "prefill" else self._decode
-            return run(opened, manifest, answer)
+            if manifest.kind == "close":
+                return self._close(opened, manifest, answer)
+            return self._in_turn(opened, manifest, answer)
+        except TransportError:
+            raise
         except SplitInferError as error:
             return answer.refusal(error)
 
-    def _prefill(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer) -> CloudReply:
-        """Prompt in, cache out. The cache is computed before the first byte of the reply, padding time included."""
-        true, padded = manifest.tokens.true, manifest.tokens.padded
-        sink = TokenSink(true_tokens=true, padded_tokens=padded, vocabulary=self._expected.vocabulary)
-        size = padded * TOKEN_BYTES
-        verified = opened.receive(sink, iter([size]), data_bytes=size)
+    def _in_turn(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer) -> CloudReply:
+        """Prefill or decode with the session to itself; the cache that it went on from is not there afterwards."""
+        turn = answer.turn = answer.turn or self._sessions.begin(opened.sender, manifest)
+        run = self._prefill if manifest.kind == "prefill" else self._decode
+        try:
+            return run(opened, manifest, answer, turn)
+        except TransportError:
+            # The transfer may go on, and then needs its base.
+            raise
+        except BaseException:
+            turn.drop_base()
+            raise
+
+    def _close(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer) -> CloudReply:
+        """Wipe what is held of the session, then answer with the receipt alone."""
+        verified = opened.receive(_Nothing(), iter(()), data_bytes=0)
         answer.log("received", verified.chunk_count)
-        token_ids = verified.payload
         answer.log("opened", 1)
-        snapshot = self._prefilled(token_ids, manifest.steps)
-        with self._model_lock:
-            self._engine.burn(padded - true)
-        answer.log("prefilled", true)
-        packed = _packed(snapshot, manifest)
+        self._sessions.forget(opened.sender, manifest.session.session_id)
+        response = self._response(answer, kind="closed", manifest=manifest)
+        pieces = answer.closed_pieces()
+        return answer.reply(response, pieces, data_bytes=0, chunk_bytes=FRAME_CHUNK_BYTES, wipe=lambda: None)
+
+    def _prefill(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer, turn: Turn) -> CloudReply:
+        """Prompt in, cache out, each slab as soon as it may leave; the last ones after the padding time.
+
+        The lock is held a step at a time, so that a long prompt does not keep others waiting.
+        """
+        token_ids, root = self._token_ids(opened, manifest, answer)
+        held, keep = turn.base, partial(turn.keep, root=root)
+        if manifest.public:
+            held = held or self._prefixes.find(opened.sender, token_ids, manifest.steps)
+            keep = partial(self._prefixes.put, opened.sender, token_ids, manifest.steps)
+        reused = held.true_tokens if held else 0
+        if reused:
+            answer.log("reused", reused)
+        cache = self._grown(token_ids, manifest, held)
+        remains = Remains(cache, keep, base=None if cache is held else held)
+        packed = _packed(cache, manifest, remains)
         total = packed.size_bytes
         coded_bytes = total if packed.is_variable else None
         response = self._response(answer, kind="cache", manifest=manifest, coded_bytes=coded_bytes)
+
+        def forget() -> None:
+            packed.wipe()
+            remains.wipe()
+
         return answer.reply(
             response,
-            answer.cache_pieces(packed),
+            answer.cache_pieces(packed, remains, prefilled=manifest.tokens.true - reused),
             data_bytes=total,
             chunk_bytes=schedule.cache_chunk_bytes(total),
-            wipe=packed.wipe,
+            wipe=forget,
         )
 
-    def _prefilled(self, token_ids: tuple[int, ...], steps: Sequence[tuple[int, int]]) -> CacheSnapshot:
-        """Prefill with the lock held a step at a time, so that a long prompt does not keep others waiting."""
-        snapshot: CacheSnapshot | None = None
-        for step in steps:
-            with self._model_lock:
-                snapshot = self._engine.prefill(token_ids, steps=[step], onto=snapshot)
-        if snapshot is None:
-            raise LayoutMismatchError("a prefill request names no steps")
-        return snapshot
+    def _token_ids(
+        self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer
+    ) -> tuple[tuple[int, ...], str]:
+        """Receive the token ids; zeros stand for those of the base. Return them and the request's root."""
+        base = 0 if manifest.public else manifest.session.base_tokens
+        padded = slab_tokens(manifest)
+        sink = TokenSink(
+            true_tokens=manifest.tokens.true - base, padded_tokens=padded, vocabulary=self._expected.vocabulary
+        )
+        size = padded * TOKEN_BYTES
+        verified = opened.receive(sink, iter([size]), data_bytes=size)
+        answer.log("received", verified.chunk_count)
+        answer.log("opened", 1)
+        return (0,) * base + verified.payload, verified.ciphertext_root.hex()
 
-    def _decode(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer) -> CloudReply:
+    def _grown(
+        self, token_ids: tuple[int, ...], manifest: RequestManifest, held: CacheSnapshot | None
+    ) -> CacheSnapshot | GrowingCache:
+        """Prefill onto what is held, in a thread; where all is held, only the padding time is spent."""
+        steps = [step for step in manifest.steps if held is None or step[0] >= held.true_tokens]
+        padded = manifest.tokens.padded
+        if steps or held is None:
+            return self._engine.start_prefill(
+                token_ids,
+                steps=steps,
+                onto=held,
+                padded_tokens=padded,
+                base_tokens=manifest.session.base_tokens,
+                guard=self._model_lock,
+            )
+        with self._model_lock:
+            self._engine.burn(padded - held.true_tokens)
+        return held
+
+    def _decode(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer, turn: Turn) -> CloudReply:
         """Cache in, tokens out; each token's frame is sealed as soon as the token exists."""
         if manifest.sampling is None or manifest.last_token is None:
             raise LayoutMismatchError("a decode request names sampling and a last token")
@@ -127,27 +225,32 @@ class CloudService:
             true_tokens=manifest.tokens.true,
             padded_tokens=manifest.tokens.padded,
             coded_bytes=manifest.coded_bytes,
+            base=turn.base,
         )
         verified = opened.receive(sink, sink.sizes(), data_bytes=sink.size_bytes)
         answer.log("received", verified.chunk_count)
         snapshot = verified.payload
         answer.log("opened", 1)
+        if turn.base is not None:
+            answer.log("reused", turn.base.true_tokens)
+            turn.drop_base()
+        remains = Remains(snapshot, partial(turn.keep, root=verified.ciphertext_root.hex()))
         try:
             with self._model_lock:
                 decoding = self._engine.decode(snapshot, last_token=manifest.last_token, params=params)
         except BaseException:
-            wipe(snapshot)
+            remains.wipe()
             raise
 
         def forget() -> None:
             decoding.close()
-            wipe(snapshot)
+            remains.wipe()
 
         frames = frame_count(params.max_new_tokens)
         response = self._response(answer, kind="tokens", manifest=manifest, frames=frames)
         return answer.reply(
             response,
-            answer.token_pieces(self._frames(decoding, forget, answer, frames)),
+            answer.token_pieces(self._frames(decoding, forget, answer, frames), remains),
             data_bytes=frames * FRAME_CHUNK_BYTES,
             chunk_bytes=FRAME_CHUNK_BYTES,
             wipe=forget,
@@ -163,12 +266,15 @@ class CloudService:
                     break
                 sent += 1
                 yield token_frame(step[0])
+            decoding.close()
             yield end_frame(decoding.finish_reason or "length")
         except SplitInferError as error:
+            forget()
             answer.log("refused", 1)
             yield refusal_frame(error.code)
-        finally:
+        except BaseException:
             forget()
+            raise
         answer.log("decoded", sent)
         for _ in range(frames - sent - 1):
             yield pad_frame()
@@ -177,7 +283,7 @@ class CloudService:
         self,
         answer: Answer,
         *,
-        kind: str,
+        kind: Literal["cache", "tokens", "closed"],
         manifest: RequestManifest,
         frames: int = 0,
         coded_bytes: int | None = None,
@@ -185,7 +291,7 @@ class CloudService:
         is_cache = kind == "cache"
         return ResponseManifest(
             version=VERSION,
-            kind="cache" if is_cache else "tokens",
+            kind=kind,
             request_manifest_sha256=answer.request_sha256,
             codec=manifest.codec,
             model=ModelWire.of(self._engine.identity),
@@ -198,12 +304,32 @@ class CloudService:
         )
 
 
-def _packed(snapshot: CacheSnapshot, manifest: RequestManifest) -> PackedCache:
+class _Nothing:
+    """The sink of a request without contents."""
+
+    def slab(self) -> memoryview:
+        """Refuse: there is no slab."""
+        raise LayoutMismatchError("a request that closes a session has no contents")
+
+    def finish(self) -> None:
+        """Return nothing."""
+
+    def wipe(self) -> None:
+        """Do nothing."""
+
+
+def _packed(cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, remains: Remains) -> PackedCache:
     try:
-        return codec.pack(snapshot, codec=manifest.codec, padded_tokens=manifest.tokens.padded)
+        return codec.pack(
+            cache,
+            codec=manifest.codec,
+            padded_tokens=manifest.tokens.padded,
+            base_tokens=manifest.session.base_tokens,
+            is_shared=True,
+        )
     except BaseException:
-        wipe(snapshot)
+        remains.wipe()
         raise
 
 
-_KINDS = {Route.PREFILL: "prefill", Route.DECODE: "decode"}
+_ROUTES = {"prefill": Route.PREFILL, "close": Route.PREFILL, "decode": Route.DECODE}

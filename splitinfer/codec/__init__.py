@@ -1,4 +1,4 @@
-"""Tensors <-> bytes: CacheSnapshot -> PackedCache on the sending side, slabs of bytes -> CacheSnapshot on the other.
+"""Tensors <-> bytes: a cache, finished or growing, -> PackedCache on one side, slabs -> CacheSnapshot on the other.
 
 `CODECS` is a closed table: a codec id that is not in it is refused, never looked up elsewhere.
 """
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from splitinfer import schedule
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot
-from splitinfer.codec.layers import Coders, MakeCoder
+from splitinfer.codec.layers import CacheSource, Coders, MakeCoder, SnapshotSource
 from splitinfer.codec.lossless import LosslessCoder
 from splitinfer.codec.packed import FixedPacked, VariablePacked
 from splitinfer.codec.quantised import Axis, QuantisedCoder, require_carriable
@@ -54,35 +55,61 @@ CODECS: dict[str, Codec] = {
 }
 
 
-def pack(snapshot: CacheSnapshot, *, codec: str, padded_tokens: int) -> FixedPacked | VariablePacked:
-    """Pack a snapshot with a named codec.
+def pack(
+    cache: CacheSnapshot | GrowingCache,
+    *,
+    codec: str,
+    padded_tokens: int,
+    base_tokens: int = 0,
+    is_shared: bool = False,
+) -> FixedPacked | VariablePacked:
+    """Pack a cache with a named codec; with `base_tokens`, only what a holder of so many first tokens lacks.
 
-    Raises UnknownCodecError, LayoutMismatchError for too small a padding, and CodecError for elements that a lossy
-    codec cannot carry: NaN, infinity, and beyond +-32,768.
+    `wipe` of what is returned wipes the cache too, unless the cache `is_shared`: somebody else keeps it then.
+
+    A cache that still grows is packed as it comes, slab by slab. Codecs of variable length wait until it is finished,
+    and lossy ones where nothing of it may leave earlier; else those find out late what they cannot carry.
+    Raises UnknownCodecError, LayoutMismatchError for too small a padding, CodecError for elements that a lossy codec
+    cannot carry (NaN, infinity, and beyond +-32,768), and what the prefill of a growing cache raises.
     """
     row = _find(codec)
-    if not row.is_exact:
+    source: CacheSource = cache if isinstance(cache, GrowingCache) else SnapshotSource(cache)
+    if isinstance(cache, GrowingCache) and (row.is_variable or not (row.is_exact or cache.leaves_early)):
+        cache = cache.snapshot()
+    if isinstance(cache, CacheSnapshot) and not row.is_exact:
         # Before the first slab, since a stream that has begun can only break off.
-        require_carriable(snapshot)
+        require_carriable(cache)
     packed = VariablePacked if row.is_variable else FixedPacked
-    return packed(snapshot, row.coders(), padded_tokens=padded_tokens)
+    return packed(source, row.coders(), padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
 
 
 def sink(
-    layout: CacheLayout, *, codec: str, true_tokens: int, padded_tokens: int, coded_bytes: int | None = None
+    layout: CacheLayout,
+    *,
+    codec: str,
+    true_tokens: int,
+    padded_tokens: int,
+    coded_bytes: int | None = None,
+    base: CacheSnapshot | None = None,
 ) -> CacheSink:
-    """Make the sink of a named codec; its `finish()` returns a CacheSnapshot.
+    """Make the sink of a named codec; its `finish()` returns a CacheSnapshot of its own.
 
-    `coded_bytes` is the announced length of all slabs, of a codec whose lengths vary; None for the others. Raises
+    `coded_bytes` is the announced length of all slabs, of a codec whose lengths vary; None for the others. `base` is
+    the cache of the first tokens where only the rest arrives; it is copied from, and not changed. Raises
     UnknownCodecError, and LayoutMismatchError for impossible counts.
     """
     row = _find(codec)
     if row.is_variable:
-        schedule.require_coded_bytes(coded_bytes, layout, padded_tokens)
+        schedule.require_coded_bytes(coded_bytes, layout, padded_tokens, base.true_tokens if base else 0)
     elif coded_bytes is not None:
         raise LayoutMismatchError(f"the length of a cache in codec {codec!r} follows from its layout")
     return CacheSink(
-        layout, row.coders(), true_tokens=true_tokens, padded_tokens=padded_tokens, coded_bytes=coded_bytes
+        layout,
+        row.coders(),
+        true_tokens=true_tokens,
+        padded_tokens=padded_tokens,
+        coded_bytes=coded_bytes,
+        base=base,
     )
 
 

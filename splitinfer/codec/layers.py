@@ -6,17 +6,29 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from splitinfer.cache.snapshot import CacheSnapshot
+from splitinfer.cache.snapshot import wipe as wipe_snapshot
 from splitinfer.codec.coder import SlabCoder, SlabShape
 from splitinfer.codec.raw import RawCoder
 from splitinfer.errors import CodecError, LayoutMismatchError
 from splitinfer.handoff import CacheLayout, TensorLayout
 from splitinfer.schedule import SlabSpec
 
-__all__ = ["Coders", "MakeCoder", "as_rows", "require_counts", "rows_of", "shape_of", "tensor_of"]
+__all__ = [
+    "CacheSource",
+    "Coders",
+    "MakeCoder",
+    "SnapshotSource",
+    "as_rows",
+    "require_counts",
+    "rows_of",
+    "shape_of",
+    "tensor_of",
+]
 
 MakeCoder = Callable[[], SlabCoder]
 
@@ -49,6 +61,49 @@ class Coders:
             coder.wipe()
 
 
+class CacheSource(Protocol):
+    """Where a packed cache takes its rows from: a finished snapshot, or a cache that still grows."""
+
+    @property
+    def layout(self) -> CacheLayout:
+        """Return the cache's layout."""
+
+    @property
+    def true_tokens(self) -> int:
+        """Return how many tokens the cache holds, or will hold."""
+
+    def tensor(self, spec: SlabSpec) -> torch.Tensor:
+        """Return the tensor in which a slab's true rows stand, once they do and may leave."""
+
+    def wipe(self) -> None:
+        """Zero the cache; idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSource:
+    """A finished cache as a `CacheSource`."""
+
+    snapshot: CacheSnapshot
+
+    @property
+    def layout(self) -> CacheLayout:
+        """Return the snapshot's layout."""
+        return self.snapshot.layout
+
+    @property
+    def true_tokens(self) -> int:
+        """Return the snapshot's tokens."""
+        return self.snapshot.true_tokens
+
+    def tensor(self, spec: SlabSpec) -> torch.Tensor:
+        """Return a tensor of the snapshot."""
+        return self.snapshot.layers[spec.layer][spec.part]
+
+    def wipe(self) -> None:
+        """Zero the snapshot."""
+        wipe_snapshot(self.snapshot)
+
+
 def tensor_of(layout: CacheLayout, spec: SlabSpec) -> TensorLayout:
     """Return the layout of the tensor that a slab belongs to."""
     return next(tensor for tensor in layout.layers[spec.layer].tensors if tensor.name == spec.part)
@@ -66,15 +121,15 @@ def as_rows(tensor: torch.Tensor, layout: TensorLayout) -> torch.Tensor:
     return tensor.reshape(math.prod(layout.before), rows, math.prod(layout.after))
 
 
-def rows_of(snapshot: CacheSnapshot, spec: SlabSpec) -> torch.Tensor:
-    """Return the true rows [heads, rows, dim] of a slab."""
-    tensor = snapshot.layers[spec.layer][spec.part]
-    return as_rows(tensor, tensor_of(snapshot.layout, spec))[:, spec.start : spec.stop]
+def rows_of(source: CacheSource, spec: SlabSpec) -> torch.Tensor:
+    """Return the true rows [heads, rows, dim] of a slab, once the source has them."""
+    return as_rows(source.tensor(spec), tensor_of(source.layout, spec))[:, spec.start : spec.stop]
 
 
-def require_counts(true_tokens: int, padded_tokens: int) -> None:
+def require_counts(true_tokens: int, padded_tokens: int, base_tokens: int = 0) -> None:
     """Refuse impossible token counts, and machines whose bytes are in another order than the wire's."""
-    if not 0 < true_tokens <= padded_tokens:
-        raise LayoutMismatchError(f"{true_tokens} tokens cannot be padded to {padded_tokens}")
+    if not 0 <= base_tokens < true_tokens <= padded_tokens:
+        onto = f" on a base of {base_tokens}" if base_tokens else ""
+        raise LayoutMismatchError(f"{true_tokens} tokens{onto} cannot be padded to {padded_tokens}")
     if sys.byteorder != "little":
         raise CodecError("this machine is big-endian; caches are packed on little-endian machines only")

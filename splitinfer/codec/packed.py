@@ -1,7 +1,7 @@
-"""A snapshot as slabs of bytes, in the order of `schedule.slabs`: CacheSnapshot -> PackedCache, on the sending side.
+"""A cache as slabs of bytes, in the order of `schedule.slabs`: CacheSource -> PackedCache, on the sending side.
 
-`FixedPacked` makes a slab when it is asked for; `VariablePacked` makes all of them at once, because a stream's length
-is sealed in front of it.
+`FixedPacked` makes a slab when it is asked for, and waits for its rows where the cache still grows; `VariablePacked`
+makes all of them at once, because a stream's length is sealed in front of it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from splitinfer import schedule
-from splitinfer.cache.snapshot import CacheSnapshot
-from splitinfer.cache.snapshot import wipe as wipe_snapshot
-from splitinfer.codec.layers import Coders, require_counts, rows_of, shape_of
+from splitinfer.codec.layers import CacheSource, Coders, require_counts, rows_of, shape_of
 from splitinfer.errors import CodecError
 from splitinfer.handoff import CacheLayout
 from splitinfer.schedule import LENGTH_BYTES, SlabSpec
@@ -23,21 +21,17 @@ __all__ = ["FixedPacked", "VariablePacked"]
 _ZEROS = bytes(64 * 1024)
 
 
-class FixedPacked:
-    """Slabs whose lengths follow from the layout, made one at a time; implements `handoff.PackedCache`.
+class _Packed:
+    """What both kinds have: the source and its coders, the slabs that there are, and whose the source is."""
 
-    Memory: the snapshot and one slab.
-    """
-
-    is_variable = False
-
-    def __init__(self, snapshot: CacheSnapshot, coders: Coders, *, padded_tokens: int) -> None:
-        require_counts(snapshot.true_tokens, padded_tokens)
-        self._snapshot: CacheSnapshot | None = snapshot
-        self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
-        self._specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
-        self._sizes = [coders.size_bytes(snapshot.layout, spec) for spec in self._specs]
-        self._scratch = torch.empty(max(self._sizes, default=0), dtype=torch.uint8)
+    def __init__(
+        self, source: CacheSource, coders: Coders, *, padded_tokens: int, base_tokens: int, is_shared: bool
+    ) -> None:
+        require_counts(source.true_tokens, padded_tokens, base_tokens)
+        self._source: CacheSource | None = source
+        self._layout, self._true_tokens, self._coders = source.layout, source.true_tokens, coders
+        self._is_shared = is_shared
+        self._specs = tuple(schedule.slabs(source.layout, padded_tokens, base_tokens))
 
     @property
     def layout(self) -> CacheLayout:
@@ -48,6 +42,34 @@ class FixedPacked:
     def true_tokens(self) -> int:
         """Return how many rows are tokens; later rows are padding, and zero."""
         return self._true_tokens
+
+    def _let_go(self) -> None:
+        """Drop the source, zeroed unless it is shared."""
+        if self._source is not None and not self._is_shared:
+            self._source.wipe()
+        self._source = None
+
+
+class FixedPacked(_Packed):
+    """Slabs whose lengths follow from the layout, made one at a time; implements `handoff.PackedCache`.
+
+    Memory: the source's cache and one slab.
+    """
+
+    is_variable = False
+
+    def __init__(
+        self,
+        source: CacheSource,
+        coders: Coders,
+        *,
+        padded_tokens: int,
+        base_tokens: int = 0,
+        is_shared: bool = False,
+    ) -> None:
+        super().__init__(source, coders, padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
+        self._sizes = [coders.size_bytes(source.layout, spec) for spec in self._specs]
+        self._scratch = torch.empty(max(self._sizes, default=0), dtype=torch.uint8)
 
     @property
     def size_bytes(self) -> int:
@@ -57,45 +79,49 @@ class FixedPacked:
     def slabs(self) -> Iterator[memoryview]:
         """Yield every slab, in order, read-only; a slab is valid until the next one is asked for.
 
-        Can be called again, for a resend. Raises CodecError after `wipe`, and for rows that the codec cannot carry.
+        Can be called again, for a resend. Raises CodecError after `wipe`, and for rows that the codec cannot carry;
+        what a source that grows raises passes through.
         """
         for spec, size in zip(self._specs, self._sizes, strict=True):
-            if self._snapshot is None:
+            if self._source is None:
                 raise CodecError("this packed cache was wiped; pack the cache again")
             slab = self._scratch[:size]
-            _encode(self._snapshot, self._coders, spec, slab)
+            _encode(self._source, self._coders, spec, slab)
             yield slab.numpy().data.toreadonly()
 
     def wipe(self) -> None:
-        """Zero the scratch memory and the snapshot that is held, and refuse further use."""
+        """Zero the scratch memory and the source, unless that is shared, and refuse further use."""
+        self._let_go()
         self._scratch.zero_()
         self._coders.wipe()
-        if self._snapshot is not None:
-            wipe_snapshot(self._snapshot)
-        self._snapshot = None
 
 
-class VariablePacked:
+class VariablePacked(_Packed):
     """Slabs whose lengths depend on their contents, made at once; implements `handoff.PackedCache`.
 
     A slab is its 4-byte little-endian length and so many bytes; after the last, zeros fill the size class of them all.
-    Memory: the snapshot and its coded bytes, until `wipe`.
+    Memory: the source's cache and its coded bytes, until `wipe`.
     """
 
     is_variable = True
 
-    def __init__(self, snapshot: CacheSnapshot, coders: Coders, *, padded_tokens: int) -> None:
-        require_counts(snapshot.true_tokens, padded_tokens)
-        self._snapshot = snapshot
-        self._layout, self._true_tokens, self._coders = snapshot.layout, snapshot.true_tokens, coders
+    def __init__(
+        self,
+        source: CacheSource,
+        coders: Coders,
+        *,
+        padded_tokens: int,
+        base_tokens: int = 0,
+        is_shared: bool = False,
+    ) -> None:
+        super().__init__(source, coders, padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
         self._coded: list[bytearray] | None = []
-        specs = tuple(schedule.slabs(snapshot.layout, padded_tokens))
         scratch = torch.empty(
-            max((coders.size_bytes(snapshot.layout, spec) for spec in specs), default=0), dtype=torch.uint8
+            max((coders.size_bytes(source.layout, spec) for spec in self._specs), default=0), dtype=torch.uint8
         )
         try:
-            for spec in specs:
-                size = _encode(snapshot, coders, spec, scratch[: coders.size_bytes(snapshot.layout, spec)])
+            for spec in self._specs:
+                size = _encode(source, coders, spec, scratch[: coders.size_bytes(source.layout, spec)])
                 slab = bytearray(size.to_bytes(LENGTH_BYTES, "little"))
                 slab += scratch[:size].numpy().data
                 self._coded.append(slab)
@@ -103,16 +129,6 @@ class VariablePacked:
             scratch.zero_()
             coders.wipe()
         self._used_bytes = sum(map(len, self._coded))
-
-    @property
-    def layout(self) -> CacheLayout:
-        """Return the layout that was packed."""
-        return self._layout
-
-    @property
-    def true_tokens(self) -> int:
-        """Return how many rows are tokens; later rows are padding, and zero."""
-        return self._true_tokens
 
     @property
     def size_bytes(self) -> int:
@@ -135,14 +151,13 @@ class VariablePacked:
         return self._coded
 
     def wipe(self) -> None:
-        """Zero the coded bytes and the snapshot that is held, and refuse further use."""
+        """Zero the coded bytes and the source, unless that is shared, and refuse further use."""
         for slab in self._coded or []:
             slab[:] = bytes(len(slab))
-        if self._coded is not None:
-            wipe_snapshot(self._snapshot)
+        self._let_go()
         self._coded = None
 
 
-def _encode(snapshot: CacheSnapshot, coders: Coders, spec: SlabSpec, slab: torch.Tensor) -> int:
+def _encode(source: CacheSource, coders: Coders, spec: SlabSpec, slab: torch.Tensor) -> int:
     with torch.no_grad():
-        return coders.of(spec.part).encode(rows_of(snapshot, spec), slab, shape_of(snapshot.layout, spec))
+        return coders.of(spec.part).encode(rows_of(source, spec), slab, shape_of(source.layout, spec))

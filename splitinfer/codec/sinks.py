@@ -7,12 +7,12 @@ slab arrives. Memory: the cache and one slab. Faults in slabs are told by `finis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from splitinfer import schedule
-from splitinfer.cache.snapshot import DTYPES, CacheSnapshot
+from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, cut
 from splitinfer.cache.snapshot import shape_of as tensor_shape_of
 from splitinfer.codec.layers import Coders, as_rows, require_counts, shape_of, tensor_of
 from splitinfer.errors import CodecError, LayoutMismatchError, TruncatedError
@@ -27,13 +27,17 @@ _STAGING_BYTES = 4096
 class _Assembly:
     """The final tensors as they fill, and the first fault that was met."""
 
-    def __init__(self, layout: CacheLayout, coders: Coders, *, true_tokens: int) -> None:
-        self._layout, self._coders, self._true_tokens = layout, coders, true_tokens
+    def __init__(
+        self, layout: CacheLayout, coders: Coders, *, true_tokens: int, base: CacheSnapshot | None = None
+    ) -> None:
+        self._layout, self._coders, self._true_tokens, self._base = layout, coders, true_tokens, base
         self._parts: dict[tuple[int, TensorName], torch.Tensor] = {}
         self.fault: LayoutMismatchError | None = None
+        self.placed = 0
 
     def place(self, spec: SlabSpec, slab: torch.Tensor) -> None:
         """Decode a slab to its place; after a fault nothing more is decoded."""
+        self.placed += 1
         if self.fault is not None:
             return
         tensor = tensor_of(self._layout, spec)
@@ -48,6 +52,10 @@ class _Assembly:
         """Note a fault where the bytes after the last slab are not zero."""
         if any(padding):
             self.fault = self.fault or LayoutMismatchError("the cache is not padded with zeros")
+
+    def part(self, tokens: int) -> CacheSnapshot:
+        """Hand over the first tokens; raises the first fault."""
+        return cut(self.finish(), tokens)
 
     def finish(self) -> CacheSnapshot:
         """Hand the tensors over; raises the first fault."""
@@ -72,7 +80,10 @@ class _Assembly:
         key = (index, tensor.name)
         if key not in self._parts:
             shape = tensor_shape_of(self._layout.layers[index], tensor, self._true_tokens)
-            self._parts[key] = torch.empty(shape, dtype=DTYPES[tensor.dtype])
+            self._parts[key] = part = torch.empty(shape, dtype=DTYPES[tensor.dtype])
+            if self._base is not None and tensor.rows in ("tokens", "entries"):
+                held = as_rows(self._base.layers[index][tensor.name], tensor)
+                as_rows(part, tensor)[:, : held.shape[1]].copy_(held)
         return self._parts[key]
 
 
@@ -83,15 +94,26 @@ class CacheSink:
     """
 
     def __init__(
-        self, layout: CacheLayout, coders: Coders, *, true_tokens: int, padded_tokens: int, coded_bytes: int | None
+        self,
+        layout: CacheLayout,
+        coders: Coders,
+        *,
+        true_tokens: int,
+        padded_tokens: int,
+        coded_bytes: int | None,
+        base: CacheSnapshot | None = None,
     ) -> None:
-        require_counts(true_tokens, padded_tokens)
+        base_tokens = base.true_tokens if base else 0
+        require_counts(true_tokens, padded_tokens, base_tokens)
+        if base is not None and base.layout != layout:
+            raise LayoutMismatchError("the base is the cache of another layout than the rest")
         self._layout, self._coders = layout, coders
-        self._specs = tuple(schedule.slabs(layout, padded_tokens))
+        self._true_tokens = true_tokens
+        self._specs = tuple(schedule.slabs(layout, padded_tokens, base_tokens))
         sizes = [coders.size_bytes(layout, spec) for spec in self._specs]
         self._size_bytes = sum(sizes) if coded_bytes is None else coded_bytes
         self._staging = torch.empty(max([*sizes, _STAGING_BYTES]), dtype=torch.uint8)
-        self._assembly = _Assembly(layout, coders, true_tokens=true_tokens)
+        self._assembly = _Assembly(layout, coders, true_tokens=true_tokens, base=base)
         self._pieces = self._fixed() if coded_bytes is None else self._variable()
         self._offered: memoryview | None = None
         self._is_closed = False
@@ -120,6 +142,28 @@ class CacheSink:
         if memory is None:
             raise LayoutMismatchError("there are more slabs than the cache layout has")
         return memory
+
+    def salvage(self, ends: Sequence[int]) -> CacheSnapshot | None:
+        """Return the first tokens, up to the last of `ends`, whose slabs have all come; the rest is dropped.
+
+        For a cache whose transfer broke off. None where no end was reached, and for a layout with anything but rows of
+        tokens: a window or a state is that of the last token. Raises LayoutMismatchError for what `finish` refuses in
+        the slabs that came. The sink is closed afterwards.
+        """
+        try:
+            whole = self._whole_tokens()
+            end = max((end for end in ends if end <= whole), default=0)
+            return self._assembly.part(end) if end else None
+        finally:
+            self.wipe()
+
+    def _whole_tokens(self) -> int:
+        """Return how many tokens have all their rows, in all layers; 0 where tokens do not have rows of their own."""
+        tensors = [tensor for layer in self._layout.layers for tensor in layer.tensors]
+        if any(tensor.rows != "tokens" for tensor in tensors):
+            return 0
+        missing = self._specs[self._assembly.placed :]
+        return missing[0].start if missing else self._true_tokens
 
     def finish(self) -> CacheSnapshot:
         """Drop the padding and return the snapshot.

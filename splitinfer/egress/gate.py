@@ -110,10 +110,36 @@ class Gate:
         """Log a request that the policy did not permit; nothing left."""
         self._log.append({"type": "denied", "code": error.code, "mode": mode, "policy_sha256": policy_sha256})
 
-    def local(self, *, mode: str, policy_sha256: str, tokens_bucket: int) -> None:
-        """Log a request that is about to be served on the device, so that absence from the log says something."""
-        fields = {"mode": mode, "policy_sha256": policy_sha256, "tokens_bucket": tokens_bucket, "bytes_sent": 0}
-        self._log.append({"type": "local", "protection": "none", **fields})
+    def local(
+        self,
+        *,
+        mode: str,
+        policy_sha256: str,
+        tokens_bucket: int,
+        transfer_id: str = "",
+        received_root: str = "",
+        accepted_bucket: int = 0,
+    ) -> None:
+        """Log a request that is about to be served on the device, so that absence from the log says something.
+
+        Where it starts from a part of a cache whose transfer broke off, that transfer and the root of what came of it
+        are named, and the bucket of the tokens that are used.
+        """
+        record: dict[str, object] = {
+            "type": "local",
+            "protection": "none",
+            "mode": mode,
+            "policy_sha256": policy_sha256,
+            "tokens_bucket": tokens_bucket,
+            "bytes_sent": 0,
+        }
+        if transfer_id:
+            record |= {
+                "transfer_id": transfer_id,
+                "received_root": received_root,
+                "accepted_bucket": accepted_bucket,
+            }
+        self._log.append(record)
 
     def reuse(
         self,

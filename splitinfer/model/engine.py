@@ -7,13 +7,16 @@ thread at a time: the caller holds a lock where there are more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, layout_of
 from splitinfer.handoff import CacheLayout, ModelIdentity, Numerics, PromptTokens, SamplingParams, Segment
 from splitinfer.model import prompt
 from splitinfer.model.decode import Decoder, FinishReason
 from splitinfer.model.loading import LoadedModel
 from splitinfer.model.prefill import burn, prefill
+from splitinfer.model.start_prefill import start_prefill
 from splitinfer.model.text import TextStream
 
 __all__ = ["Decoding", "Engine"]
@@ -137,6 +140,35 @@ class Engine:
         self.prefilled_tokens += sum(stop - start for start, stop in steps)
         return snapshot
 
+    def start_prefill(
+        self,
+        token_ids: Sequence[int],
+        *,
+        steps: Sequence[tuple[int, int]],
+        onto: CacheSnapshot | None = None,
+        padded_tokens: int | None = None,
+        base_tokens: int = 0,
+        guard: AbstractContextManager[object] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> GrowingCache:
+        """Start a prefill in a thread of its own, padding time included (see `start_prefill.start_prefill`).
+
+        Until it is over, `guard` keeps other uses of this engine out of its steps; without one nothing else may run.
+        """
+        return start_prefill(
+            self._loaded.model,
+            token_ids,
+            steps=steps,
+            onto=onto,
+            layout=self._layout,
+            padded_tokens=padded_tokens,
+            base_tokens=base_tokens,
+            guard=guard,
+            progress=progress,
+            count=self._count_prefilled,
+            ends_early=self._loaded.prefill_ends_early,
+        )
+
     def burn(self, tokens: int) -> None:
         """Spend the time of `tokens` padding tokens and keep nothing; not counted as prefilled."""
         burn(self._loaded.model, tokens, ends_early=self._loaded.prefill_ends_early)
@@ -157,6 +189,9 @@ class Engine:
     def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
         """Return a new incremental text, for tokens that were decoded elsewhere."""
         return TextStream(self._loaded.tokenizer, stop)
+
+    def _count_prefilled(self, tokens: int) -> None:
+        self.prefilled_tokens += tokens
 
     def _count_decoded(self) -> None:
         self.decoded_tokens += 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from splitinfer.cache.live import logits_of
 from splitinfer.cache.snapshot import CacheSnapshot, restore
 from splitinfer.errors import UsageError
 from splitinfer.model.loading import LoadedModel
@@ -90,10 +91,9 @@ def _window_figures(
 
 def _log_probabilities(loaded: LoadedModel, snapshot: CacheSnapshot, window: Window) -> torch.Tensor:
     """Feed the tokens after the context on a cache; returns [scored tokens, vocabulary] in float64."""
-    fed = torch.tensor([window.token_ids[window.context_tokens : -1]], device=loaded.model.device)
     cache = restore(snapshot, loaded.model.config, device=loaded.model.device)
     with torch.inference_mode():
-        logits = loaded.model(input_ids=fed, past_key_values=cache, use_cache=True).logits[0]
+        logits = logits_of(loaded.model, window.token_ids[window.context_tokens : -1], cache)
     return torch.log_softmax(logits.double().cpu(), dim=-1)
 
 

@@ -9,7 +9,6 @@ computes no logits, and the prompt's last token is left to `decode`. Where the m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -18,9 +17,9 @@ from splitinfer.cache.live import feed, new_cache
 from splitinfer.cache.snapshot import CacheSnapshot, restore, take
 from splitinfer.errors import EmptyPromptError, LayoutMismatchError, PromptError
 from splitinfer.handoff import CacheLayout
-from splitinfer.model.early_end import ending_early
+from splitinfer.model.early_end import watching
 
-__all__ = ["BURN_STEP_TOKENS", "burn", "prefill"]
+__all__ = ["BURN_STEP_TOKENS", "advance", "burn", "burn_steps", "prefill", "require_prompt"]
 
 BURN_STEP_TOKENS = 512
 
@@ -44,17 +43,13 @@ def prefill(
     Raises EmptyPromptError without any step and cache, LayoutMismatchError for steps that leave a gap, overlap or
     pass the end, PromptError for an id outside the vocabulary.
     """
-    done = 0 if onto is None else onto.true_tokens
-    _require_steps(steps, first=done, last=len(token_ids))
-    if not steps:
-        if onto is None:
-            raise EmptyPromptError("the prompt needs at least two tokens: one to prefill and one to decode from")
+    require_prompt(model, token_ids, steps=steps, onto=onto)
+    if onto is not None and not steps:
         return onto
-    _require_vocabulary(model, token_ids[done : steps[-1][1]])
     cache = new_cache(model.config) if onto is None else restore(onto, model.config, device=model.device)
     with torch.inference_mode():
         for start, stop in steps:
-            _advance(model, token_ids[start:stop], cache, ends_early=ends_early)
+            advance(model, token_ids[start:stop], cache, ends_early=ends_early)
             if progress is not None:
                 progress(stop)
     return take(cache, true_tokens=steps[-1][1], layout=layout)
@@ -69,18 +64,43 @@ def burn(model: PreTrainedModel, tokens: int, *, ends_early: bool = False) -> No
         return
     cache = new_cache(model.config)
     with torch.inference_mode():
-        for size in _burn_sizes(tokens):
-            _advance(model, [0] * size, cache, ends_early=ends_early)
+        for start, stop in burn_steps(tokens):
+            advance(model, [0] * (stop - start), cache, ends_early=ends_early)
 
 
-def _advance(model: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache, *, ends_early: bool) -> None:
-    with ending_early(cache) if ends_early else nullcontext():
+def burn_steps(tokens: int) -> Iterator[tuple[int, int]]:
+    """Yield the steps of a burn."""
+    for start in range(0, tokens, BURN_STEP_TOKENS):
+        yield start, min(start + BURN_STEP_TOKENS, tokens)
+
+
+def advance(
+    model: PreTrainedModel,
+    token_ids: Sequence[int],
+    cache: DynamicCache,
+    *,
+    ends_early: bool,
+    stored: Callable[[int], None] | None = None,
+) -> None:
+    """Run one step on the live cache; `stored(layer)` is called whenever a layer has stored (`early_end.watching`)."""
+    with watching(cache, stored=stored, ends_early=ends_early):
         feed(model.base_model, token_ids, cache)
 
 
-def _burn_sizes(tokens: int) -> Iterator[int]:
-    for start in range(0, tokens, BURN_STEP_TOKENS):
-        yield min(BURN_STEP_TOKENS, tokens - start)
+def require_prompt(
+    model: PreTrainedModel,
+    token_ids: Sequence[int],
+    *,
+    steps: Sequence[tuple[int, int]],
+    onto: CacheSnapshot | None,
+) -> None:
+    """Refuse steps and token ids that cannot be prefilled; raises as `prefill` does."""
+    done = 0 if onto is None else onto.true_tokens
+    _require_steps(steps, first=done, last=len(token_ids))
+    if steps:
+        _require_vocabulary(model, token_ids[done : steps[-1][1]])
+    elif onto is None:
+        raise EmptyPromptError("the prompt needs at least two tokens: one to prefill and one to decode from")
 
 
 def _require_steps(steps: Sequence[tuple[int, int]], *, first: int, last: int) -> None:

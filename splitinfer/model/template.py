@@ -85,7 +85,7 @@ def _messages(tokenizer: PreTrainedTokenizerBase, roles: Sequence[Role], sentine
     names = _role_names(tokenizer)
     messages: list[_Message] = []
     for role, sentinel in zip(roles, sentinels, strict=True):
-        name = names.get(role, "user")
+        name = "assistant" if role is Role.ANSWER else names.get(role, "user")
         # Many templates demand that turns alternate, so neighbouring texts of the user share one.
         if messages and name == messages[-1]["role"] == "user":
             messages[-1]["content"] += _JOIN + sentinel

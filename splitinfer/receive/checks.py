@@ -43,6 +43,6 @@ CHECKS: tuple[Check, ...] = (
     Check(13, "trailer", "both", errors.AuthenticationError, "the sender's signature over count and ciphertext root"),
     Check(14, "model", "both", errors.ModelMismatchError, "weights, config and tokenizer digests equal our own"),
     Check(15, "layout", "both", errors.LayoutMismatchError, "cache layout, token counts and steps fit the model"),
-    Check(16, "session", "cloud", errors.ReplayError, "the turn, parent and base tokens of this session"),
+    Check(16, "session", "cloud", errors.ReplayError, "the turn, parent, base and model of a session as it is held"),
     Check(17, "accepted", "both", errors.ManifestError, "protection, codec and padding are accepted here"),
 )

@@ -27,6 +27,8 @@ class ChunkReader:
     """Reads one stream: `manifest()`, `expect()`, then `fill` and `read`, then `finish` with the sender's key.
 
     The number of chunks is unknown until the manifest said what follows (`expect`); until then no chunk is final.
+    Where the source raises TransportError the position is kept: after `attach`, the call that was interrupted is made
+    again and goes on with the first chunk that was not verified. Nothing of a chunk that broke off is kept.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class ChunkReader:
         self._chunk = memoryview(bytearray(chunk_bytes + TAG_BYTES))
         self._plain = memoryview(bytearray(chunk_bytes))
         self._rest = self._plain[:0]
+        self._pending = memoryview(b"")
+        self._held: bytearray | None = None
         self._index = 0
         self._count: int | None = None
         self._root = ChunkRoot()
@@ -48,9 +52,23 @@ class ChunkReader:
         """Return the number of chunks read so far."""
         return self._index
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Return the plaintext bytes of one chunk."""
+        return self._chunk_bytes
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether all chunks were read."""
+        return self._count is not None and self._index == self._count
+
     def root(self) -> bytes:
         """Return the ciphertext root of the chunks read so far."""
         return self._root.root()
+
+    def attach(self, source: Source) -> None:
+        """Go on with another source, which starts with chunk `count`."""
+        self._source = source
 
     def manifest(self) -> bytes:
         """Open the manifest region and return the manifest's JSON bytes (checks 1, 11)."""
@@ -58,20 +76,23 @@ class ChunkReader:
             return self._manifest(max(MANIFEST_REGION_BYTES, self._chunk_bytes))
         finally:
             # The region fills whole chunks, so nothing that is still to be read is in the buffer.
-            self.wipe()
+            self._plain[:] = bytes(len(self._plain))
 
     def _manifest(self, unit: int) -> bytes:
-        region = bytearray(unit)
-        self._fill(memoryview(region))
+        if self._held is None:
+            self._begin(unit)
+        self._fill_pending()
+        region = self._held or bytearray()
         size = 4 + int.from_bytes(region[:4], "big")
         if size > MAX_MANIFEST_BYTES:
             raise LimitExceededError(f"the sealed manifest declares {size} bytes, the limit is {MAX_MANIFEST_BYTES}")
         total = -(-size // unit) * unit
-        region.extend(bytes(total - unit))
-        self._fill(memoryview(region)[unit:])
+        if len(region) < total:
+            region = self._held = region + bytes(total - unit)
+            self._fill(memoryview(region)[unit:])
         if any(region[size:]):
             raise ManifestError("the sealed manifest is not padded with zeros")
-        self._region_bytes = total
+        self._region_bytes, self._held = total, None
         return bytes(region[4:size])
 
     def expect(self, following_bytes: int) -> None:
@@ -81,7 +102,11 @@ class ChunkReader:
             raise TruncatedError("the stream has fewer chunks than its manifest implies")
 
     def fill(self, sink: Sink[object], sizes: Iterator[int]) -> None:
-        """Decrypt the slabs of these sizes into the sink, straight into its memory where a chunk fits."""
+        """Decrypt the slabs of these sizes into the sink, straight into its memory where a chunk fits.
+
+        To go on after a lost source, give the same iterator again.
+        """
+        self._fill_pending()
         for size in sizes:
             target = sink.slab()
             if len(target) != size:
@@ -90,9 +115,11 @@ class ChunkReader:
 
     def read(self, size_bytes: int) -> bytes:
         """Decrypt the next `size_bytes`."""
-        data = bytearray(size_bytes)
-        self._fill(memoryview(data))
-        return bytes(data)
+        if self._held is None:
+            self._begin(size_bytes)
+        self._fill_pending()
+        data, self._held = bytes(self._held or b""), None
+        return data
 
     def finish(self, sender_public_key: bytes) -> None:
         """Open what is left, check zeros, count, trailer signature and the end of the source (checks 12, 13)."""
@@ -103,7 +130,7 @@ class ChunkReader:
             if any(tail):
                 raise ManifestError("the stream is not padded with zeros")
             self._next_chunk(self._plain)
-            tail = self._plain
+            tail = self._rest = self._plain
         padding, trailer = tail[:-TRAILER_BYTES], tail[-TRAILER_BYTES:]
         if any(padding):
             raise ManifestError("the stream is not padded with zeros")
@@ -116,20 +143,33 @@ class ChunkReader:
     def wipe(self) -> None:
         """Overwrite the plaintext that is held."""
         self._plain[:] = bytes(len(self._plain))
+        if self._held is not None:
+            memoryview(self._held)[:] = bytes(len(self._held))
+        self._pending, self._held = memoryview(b""), None
+
+    def _begin(self, size_bytes: int) -> None:
+        self._held = bytearray(size_bytes)
+        self._pending = memoryview(self._held)
 
     def _fill(self, target: memoryview) -> None:
+        self._pending = target
+        self._fill_pending()
+
+    def _fill_pending(self) -> None:
         size = self._chunk_bytes
-        while len(target):
+        while len(self._pending):
+            target = self._pending
             if len(self._rest):
                 taken = min(len(self._rest), len(target))
                 target[:taken] = self._rest[:taken]
-                self._rest, target = self._rest[taken:], target[taken:]
+                self._rest, self._pending = self._rest[taken:], target[taken:]
             elif len(target) >= size and not self._is_final:
                 self._next_chunk(target[:size])
-                target = target[size:]
+                self._pending = target[size:]
             else:
                 self._next_chunk(self._plain)
                 self._rest = self._plain
+        self._pending = memoryview(b"")
 
     @property
     def _is_final(self) -> bool:

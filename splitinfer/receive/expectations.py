@@ -29,19 +29,19 @@ class Expectations:
 
 
 def check_request(manifest: RequestManifest, expected: Expectations) -> None:
-    """Run checks 14 to 17 on a request's manifest."""
+    """Run checks 14 to 17 on a request's manifest; what a session holds is compared where it is held."""
     _check_model(manifest.model, expected.model, here="cloud")
+    _check_session(manifest)
     _check_request_layout(manifest, expected)
-    session = manifest.session
-    if (session.turn, session.parent_root, session.base_tokens) != (0, "", 0):
-        raise ReplayError("the transfer continues a session that is not held here; send everything again")
     if manifest.protection not in ACCEPTED_PROTECTIONS:
         raise ManifestError(f"protection must be one of {', '.join(ACCEPTED_PROTECTIONS)}")
     if manifest.codec not in ACCEPTED_CODECS or manifest.pad not in ACCEPTED_PADS:
         raise ManifestError(f"codec must be one of {', '.join(ACCEPTED_CODECS)}, pad one of {', '.join(ACCEPTED_PADS)}")
 
 
-def check_response(manifest: ResponseManifest, expected: Expectations, *, tokens: int, request_sha256: str) -> None:
+def check_response(
+    manifest: ResponseManifest, expected: Expectations, *, tokens: int, base_tokens: int = 0, request_sha256: str
+) -> None:
     """Run checks 9, 14, 15 and 17 on a reply's manifest; none on a refusal, which has no model to compare."""
     if manifest.kind == "refusal":
         return
@@ -55,11 +55,11 @@ def check_response(manifest: ResponseManifest, expected: Expectations, *, tokens
     if manifest.kind == "cache":
         if manifest.tokens is None or manifest.cache is None:
             raise LayoutMismatchError("the reply names no token count or layout for its cache")
-        _check_counts(manifest.tokens.true, manifest.tokens.padded, expected)
+        _check_counts(manifest.tokens.true, manifest.tokens.padded, base_tokens, expected)
         if manifest.tokens.true != tokens:
             raise LayoutMismatchError("the reply's cache has another number of tokens than were asked for")
         _check_cache(manifest.cache, expected)
-    _check_coded_bytes(manifest, expected)
+    _check_coded_bytes(manifest, base_tokens, expected)
 
 
 def _check_model(found: ModelWire, expected: ModelIdentity, *, here: Literal["device", "cloud"]) -> None:
@@ -73,9 +73,21 @@ def _check_model(found: ModelWire, expected: ModelIdentity, *, here: Literal["de
             )
 
 
-def _check_counts(true: int, padded: int, expected: Expectations) -> None:
-    if padded != schedule.pad_tokens(true):
-        raise LayoutMismatchError("the padded token count is not the size class of the true one")
+def _check_session(manifest: RequestManifest) -> None:
+    """Refuse a place in a session that no transfer can have (check 16)."""
+    session = manifest.session
+    is_first = not session.turn
+    if is_first is not (session.parent_root == "") or (is_first and session.base_tokens and not manifest.public):
+        raise ReplayError("a first turn has neither parent nor base, a later one has both; send everything again")
+    if not is_first and (not session.base_tokens or manifest.public or manifest.kind == "close"):
+        raise ReplayError("a later turn continues the cache of one before it; send everything again")
+    if manifest.public and (session.keep or manifest.kind != "prefill"):
+        raise ReplayError("public text is prefilled outside of any session; send it so")
+
+
+def _check_counts(true: int, padded: int, base: int, expected: Expectations) -> None:
+    if padded != schedule.pad_new_tokens(true, base):
+        raise LayoutMismatchError("the padded token count is not the size class of the new ones")
     if true > expected.max_positions:
         raise LayoutMismatchError(f"more tokens than the model's {expected.max_positions} positions")
 
@@ -85,35 +97,41 @@ def _check_cache(found: CacheWire, expected: Expectations) -> None:
         raise LayoutMismatchError("the cache's layers, shapes or dtypes differ from the model's")
 
 
-def _check_coded_bytes(manifest: RequestManifest | ResponseManifest, expected: Expectations) -> None:
+def _check_coded_bytes(manifest: RequestManifest | ResponseManifest, base: int, expected: Expectations) -> None:
     """Refuse an announced length that no cache here has, before any memory is taken for it."""
     if manifest.cache is not None and manifest.tokens is not None and manifest.codec in VARIABLE_CODECS:
-        schedule.require_coded_bytes(manifest.coded_bytes, expected.layout, manifest.tokens.padded)
+        schedule.require_coded_bytes(manifest.coded_bytes, expected.layout, manifest.tokens.padded, base)
     elif manifest.coded_bytes is not None:
         raise LayoutMismatchError("a length is announced for contents whose length follows from the manifest")
 
 
 def _check_request_layout(manifest: RequestManifest, expected: Expectations) -> None:
-    true = manifest.tokens.true
-    _check_counts(true, manifest.tokens.padded, expected)
-    _check_steps(manifest.steps, true)
-    if manifest.kind == "prefill":
+    true, base = manifest.tokens.true, manifest.session.base_tokens
+    _check_counts(true, manifest.tokens.padded, base, expected)
+    if manifest.kind != "decode":
         if (manifest.cache, manifest.last_token, manifest.sampling) != (None, None, None):
-            raise LayoutMismatchError("a prefill request carries token ids only")
-        _check_coded_bytes(manifest, expected)
+            raise LayoutMismatchError(f"a {manifest.kind} request carries neither cache nor sampling")
+        _check_coded_bytes(manifest, base, expected)
+    if manifest.kind == "close":
+        if manifest.steps or true != 1:
+            raise LayoutMismatchError("a request that closes a session carries nothing")
+        return
+    # Public text is computed from its start, or found in the prefix cache, whatever the device holds of it.
+    _check_steps(manifest.steps, 0 if manifest.public else base, true)
+    if manifest.kind == "prefill":
         return
     if manifest.cache is None or manifest.last_token is None or manifest.sampling is None:
         raise LayoutMismatchError("a decode request names a cache layout, a last token and sampling")
     _check_cache(manifest.cache, expected)
-    _check_coded_bytes(manifest, expected)
+    _check_coded_bytes(manifest, base, expected)
     if manifest.last_token >= expected.vocabulary:
         raise LayoutMismatchError("the last token is not in the vocabulary")
     if true + 1 + manifest.sampling.max_new_tokens > expected.max_positions:
         raise LayoutMismatchError(f"prompt and answer exceed the model's {expected.max_positions} positions")
 
 
-def _check_steps(steps: list[tuple[int, int]], tokens: int) -> None:
-    ends = [0, *(stop for _, stop in steps)]
+def _check_steps(steps: list[tuple[int, int]], base: int, tokens: int) -> None:
+    ends = [base, *(stop for _, stop in steps)]
     in_order = all(start == end < stop for (start, stop), end in zip(steps, ends, strict=False))
     if not in_order or ends[-1] != tokens:
         raise LayoutMismatchError("the prefill steps do not cover the tokens once, in order")

@@ -1,19 +1,21 @@
 """A request's intake on the cloud: clear head, then sealed manifest, then slabs, in the order of `checks.CHECKS`.
 
-The only module that makes a `VerifiedTransfer` (for replies too). Every failure wipes the sink.
+The only module that makes a `VerifiedTransfer` (for replies too). Every failure wipes the sink but one: a source that
+was lost (TransportError) leaves everything in place, so that it can go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from splitinfer.errors import (
     AuthenticationError,
     LimitExceededError,
     ManifestError,
     StaleKeysetError,
+    TransportError,
 )
 from splitinfer.handoff import Sink, Source, VerifiedTransfer
 from splitinfer.receive.chunks import ChunkReader
@@ -25,7 +27,8 @@ from splitinfer.sealing.signing import Purpose, verify
 from splitinfer.sealing.stream import CHUNK_BYTES, ChunkCipher
 from splitinfer.sealing.wire import parse_wire
 
-__all__ = ["HeldKeyset", "OpenedRequest", "RecipientState", "finish_verified", "open_request", "require_chunk_bytes"]
+__all__ = ["HeldKeyset", "OpenedRequest", "Receiving", "RecipientState", "finish_verified", "open_request"]
+__all__ += ["require_chunk_bytes"]
 
 MAX_EXPIRY_SECONDS = 600
 T = TypeVar("T")
@@ -62,9 +65,71 @@ class RecipientState(Protocol):
         """Mark the transfer as open; raises ReplayError where it was seen before."""
 
 
+class Receiving(Generic[T]):
+    """A stream's contents on their way into a sink; `run` is called again after a lost source.
+
+    `data_bytes` counts slabs and tail; `check_tail` is called with the tail once the trailer verified.
+    """
+
+    def __init__(
+        self,
+        reader: ChunkReader,
+        sink: Sink[T],
+        sizes: Iterator[int],
+        *,
+        data_bytes: int,
+        sender: bytes,
+        tail_bytes: int = 0,
+        check_tail: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self._reader, self._sink, self._sizes = reader, sink, sizes
+        self._data_bytes, self._sender = data_bytes, sender
+        self._tail_bytes, self._check_tail = tail_bytes, check_tail
+        self._is_begun = False
+        self._tail: bytes | None = None
+
+    def run(self) -> VerifiedTransfer[T]:
+        """Fill the sink, read the tail, run the last checks, and only then let the sink finish.
+
+        Raises TransportError where the source is lost: nothing is wiped then, so that `run` can go on with another;
+        who gives up instead calls `wipe`. Any other error wipes the sink.
+        """
+        try:
+            payload = self._payload()
+        except TransportError:
+            raise
+        except BaseException:
+            self.wipe()
+            raise
+        self._reader.wipe()
+        return VerifiedTransfer(payload, ciphertext_root=self._reader.root(), chunk_count=self._reader.count)
+
+    def wipe(self) -> None:
+        """Overwrite and drop what was received."""
+        self._sink.wipe()
+        self._reader.wipe()
+
+    def _payload(self) -> T:
+        reader = self._reader
+        if not self._is_begun:
+            reader.expect(self._data_bytes)
+            self._is_begun = True
+        if self._tail is None:
+            reader.fill(self._sink, self._sizes)
+            self._tail = reader.read(self._tail_bytes)
+        reader.finish(self._sender)
+        if self._check_tail is not None:
+            self._check_tail(self._tail)
+        return self._sink.finish()
+
+
 @dataclass(slots=True)
 class OpenedRequest:
-    """A request whose head passed checks 1 to 5 and 7 to 10: its sender is known, its content is still to be read."""
+    """A request whose head passed checks 1 to 5 and 7 to 10: its sender is known, its content is still to be read.
+
+    `manifest` and `receive` raise TransportError where the source is lost. After `reader.attach` they are called again
+    and go on; `wipe` gives up.
+    """
 
     head: RequestHead
     manifest_digest: bytes
@@ -72,17 +137,33 @@ class OpenedRequest:
     sender: bytes
     reader: ChunkReader
     sealed_manifest_sha256: str = ""
+    _manifest: RequestManifest | None = field(default=None, init=False, repr=False)
+    _receiving: Receiving[Any] | None = field(default=None, init=False, repr=False)
 
     def manifest(self) -> RequestManifest:
         """Open and parse the sealed manifest (checks 1, 2, 11)."""
-        data = self.reader.manifest()
-        manifest = parse_wire(RequestManifest, data, what="sealed manifest")
-        self.sealed_manifest_sha256 = manifest.digest.hex()
-        return manifest
+        if self._manifest is None:
+            data = self.reader.manifest()
+            self._manifest = parse_wire(RequestManifest, data, what="sealed manifest")
+            self.sealed_manifest_sha256 = self._manifest.digest.hex()
+        return self._manifest
 
     def receive(self, sink: Sink[T], sizes: Iterator[int], *, data_bytes: int) -> VerifiedTransfer[T]:
-        """Receive the slabs and run checks 11 to 13; on any failure the sink is wiped."""
-        return finish_verified(self.reader, sink, sizes, data_bytes=data_bytes, sender=self.sender)
+        """Receive the slabs and run checks 11 to 13; on any failure but a lost source the sink is wiped.
+
+        Called again after that, it goes on into the sink of the first call, and the one given is not used.
+        """
+        if self._receiving is None:
+            self._receiving = Receiving(self.reader, sink, sizes, data_bytes=data_bytes, sender=self.sender)
+        verified: VerifiedTransfer[T] = self._receiving.run()
+        self._receiving = None
+        return verified
+
+    def wipe(self) -> None:
+        """Overwrite and drop what was received so far."""
+        if self._receiving is not None:
+            self._receiving.wipe()
+        self.reader.wipe()
 
 
 def open_request(source: Source, state: RecipientState) -> OpenedRequest:
@@ -145,21 +226,13 @@ def finish_verified(
     tail_bytes: int = 0,
     check_tail: Callable[[bytes], None] | None = None,
 ) -> VerifiedTransfer[T]:
-    """Fill the sink, read `tail_bytes` that follow, run the last checks, and only then let the sink finish.
-
-    `data_bytes` counts slabs and tail; `check_tail` is called with the tail once the trailer verified.
-    """
-    try:
-        reader.expect(data_bytes)
-        reader.fill(sink, sizes)
-        tail = reader.read(tail_bytes)
-        reader.finish(sender)
-        if check_tail is not None:
-            check_tail(tail)
-        payload = sink.finish()
-    except BaseException:
-        sink.wipe()
-        raise
-    finally:
-        reader.wipe()
-    return VerifiedTransfer(payload=payload, ciphertext_root=reader.root(), chunk_count=reader.count)
+    """Receive in one go (see `Receiving`); where it raises TransportError, the caller wipes the sink."""
+    return Receiving(
+        reader,
+        sink,
+        sizes,
+        data_bytes=data_bytes,
+        sender=sender,
+        tail_bytes=tail_bytes,
+        check_tail=check_tail,
+    ).run()

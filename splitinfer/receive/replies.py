@@ -46,6 +46,7 @@ class SentRequest:
     sealed_manifest_sha256: str
     receipt_public_key: bytes
     tokens: int
+    base_tokens: int = 0
 
 
 def open_reply(source: Source, sent: SentRequest, expected: Expectations) -> OpenedReply:
@@ -69,7 +70,13 @@ def open_reply(source: Source, sent: SentRequest, expected: Expectations) -> Ope
         manifest_digest=sent.keys.manifest_digest,
     )
     manifest = parse_wire(ResponseManifest, reader.manifest(), what="response manifest")
-    check_response(manifest, expected, tokens=sent.tokens, request_sha256=sent.sealed_manifest_sha256)
+    check_response(
+        manifest,
+        expected,
+        tokens=sent.tokens,
+        base_tokens=sent.base_tokens,
+        request_sha256=sent.sealed_manifest_sha256,
+    )
     return OpenedReply(manifest, reader, sent)
 
 
@@ -133,6 +140,11 @@ class OpenedReply:
         self._finish()
         if not ended:
             raise TruncatedError("the answer has no end frame")
+
+    def receive_closed(self) -> None:
+        """Verify the answer to a session's end, which is its receipt alone."""
+        self.reader.expect(RECEIPT_BYTES)
+        self._finish()
 
     def refuse(self) -> SplitInferError:
         """Verify a sealed refusal to its end and return the error that it names."""

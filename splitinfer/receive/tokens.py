@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from splitinfer import schedule
 from splitinfer.errors import LayoutMismatchError
+from splitinfer.sealing.manifest import RequestManifest
 
-__all__ = ["TOKEN_BYTES", "TokenSink", "token_slab"]
+__all__ = ["TOKEN_BYTES", "TokenSink", "slab_tokens", "token_slab"]
 
 TOKEN_BYTES = 4
+
+
+def slab_tokens(manifest: RequestManifest) -> int:
+    """Return how many ids, padding included, the token slab of a prefill request has: the new ones, or all public."""
+    padded, base = manifest.tokens.padded, manifest.session.base_tokens
+    return (schedule.pad_tokens(padded) if base else padded) if manifest.public else padded - base
 
 
 def token_slab(token_ids: tuple[int, ...], *, padded_tokens: int) -> bytes:

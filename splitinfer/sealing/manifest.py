@@ -204,19 +204,24 @@ class SamplingWire(WireModel):
 
 
 class SessionWire(WireModel):
-    """Where the transfer stands in its session; a first turn has no parent and no base."""
+    """Where the transfer stands in its session; a first turn has no parent.
+
+    `base_tokens` are there already: at the cloud in a later turn, at the device where public text is prefilled again.
+    `keep` lets the cloud keep the cache for the next turn.
+    """
 
     session_id: Hex16
     turn: Count
     parent_root: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
     base_tokens: Count
+    keep: bool
 
 
 class RequestManifest(WireModel):
     """The first thing inside a request stream: what it carries and what is asked."""
 
     version: Version
-    kind: Literal["prefill", "decode"]
+    kind: Literal["prefill", "decode", "close"]
     protection: Short
     codec: Short
     pad: Short
@@ -225,6 +230,7 @@ class RequestManifest(WireModel):
     model: ModelWire
     numerics: NumericsWire
     session: SessionWire
+    public: bool
     tokens: TokensWire
     steps: Annotated[list[tuple[Count, Count]], Field(max_length=65536)]
     cache: CacheWire | None
@@ -251,7 +257,7 @@ class ResponseManifest(WireModel):
     """The first thing inside a reply stream."""
 
     version: Version
-    kind: Literal["cache", "tokens", "refusal"]
+    kind: Literal["cache", "tokens", "closed", "refusal"]
     request_manifest_sha256: Hex32
     codec: Short
     model: ModelWire | None

@@ -22,7 +22,7 @@ RECEIPT_BYTES = 2048
 class Event(WireModel):
     """One thing that the recipient says it did; `count` in the unit of the event (chunks or tokens)."""
 
-    event: Literal["received", "opened", "prefilled", "decoded", "erased", "refused"]
+    event: Literal["received", "opened", "reused", "prefilled", "decoded", "kept", "erased", "refused"]
     count: Count
 
 

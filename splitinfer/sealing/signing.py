@@ -25,6 +25,9 @@ class Purpose(StrEnum):
     REQUEST_TRAILER = "request-trailer"
     REPLY_TRAILER = "reply-trailer"
     RECEIPT = "receipt"
+    TRANSFER_STATE = "transfer-state"
+    TRANSFER_STATE_ANSWER = "transfer-state-answer"
+    TRANSFER_RESUME = "transfer-resume"
 
 
 def _message(purpose: Purpose, payload: bytes) -> bytes:

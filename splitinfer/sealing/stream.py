@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from splitinfer import merkle
-from splitinfer.errors import AuthenticationError, LayoutMismatchError, LimitExceededError, UsageError
+from splitinfer.errors import AuthenticationError, CodecError, LayoutMismatchError, LimitExceededError, UsageError
 from splitinfer.sealing.keys import Direction, StreamKeys
 from splitinfer.sealing.signing import Purpose, Signer
 
@@ -62,9 +62,11 @@ class ChunkRoot:
     def __init__(self) -> None:
         self._frontier = merkle.Frontier()
 
-    def add(self, chunk: memoryview) -> None:
-        """Append one ciphertext chunk."""
-        self._frontier.append(merkle.leaf_hash(blake3(chunk).digest()))
+    def add(self, chunk: memoryview) -> bytes:
+        """Append one ciphertext chunk; return its BLAKE3 digest."""
+        digest = blake3(chunk).digest()
+        self._frontier.append(merkle.leaf_hash(digest))
+        return digest
 
     def root(self) -> bytes:
         """Return the root of the chunks so far; SHA-256 of nothing when there are none."""
@@ -101,7 +103,8 @@ class ChunkCipher:
 class SealedStream:
     """A stream to be pulled once, chunk by chunk; `root()` is the ciphertext root of what was pulled.
 
-    `pieces` must yield exactly `data_bytes`; a yielded chunk is valid until the next one is pulled.
+    `pieces` must yield exactly `data_bytes`, and the same bytes whenever they are iterated again; a yielded chunk is
+    valid until the next one is pulled.
     """
 
     cipher: ChunkCipher
@@ -113,6 +116,8 @@ class SealedStream:
     signer: Signer
     chunks: ChunkRoot
     _is_pulled: bool = field(default=False, init=False)
+    _digests: list[bytes] = field(default_factory=list, init=False, repr=False)
+    _signed_trailer: bytes = field(default=b"", init=False, repr=False)
 
     @property
     def count(self) -> int:
@@ -120,9 +125,18 @@ class SealedStream:
         return chunk_count(self.data_bytes, self.chunk_bytes)
 
     @property
+    def pulled(self) -> int:
+        """Return how many chunks were pulled so far, however often."""
+        return len(self._digests)
+
+    @property
     def body_bytes(self) -> int:
         """Return the ciphertext bytes of all chunks."""
-        return self.count * (self.chunk_bytes + TAG_BYTES)
+        return self.bytes_from(0)
+
+    def bytes_from(self, start: int) -> int:
+        """Return the ciphertext bytes of the chunks from `start` on."""
+        return (self.count - start) * (self.chunk_bytes + TAG_BYTES)
 
     def root(self) -> bytes:
         """Return the ciphertext root of the chunks pulled so far."""
@@ -133,36 +147,55 @@ class SealedStream:
         if self._is_pulled:
             raise UsageError("a stream is sealed once; seal again under a new content key")
         self._is_pulled = True
-        return self._sealed_chunks()
+        return self._sealed_chunks(0)
 
-    def _sealed_chunks(self) -> Iterator[memoryview]:
+    def resumed(self, start: int) -> Iterator[memoryview]:
+        """Yield the chunks from `start` on: those pulled before again, byte for byte, then new ones.
+
+        A chunk that was pulled before is built again from the pieces and compared with its digest before it is
+        yielded. Raises UsageError for a start beyond what was pulled, CodecError where the pieces have changed.
+        """
+        if not 0 <= start <= self.pulled:
+            raise UsageError(f"chunk {start} cannot be sent next: {self.pulled} were sent before")
+        self._is_pulled = True
+        return self._sealed_chunks(start)
+
+    def _sealed_chunks(self, start: int) -> Iterator[memoryview]:
         out = memoryview(bytearray(self.chunk_bytes + TAG_BYTES))
         last = self.count - 1
         rest = memoryview(b"")
-        sealed_bytes = 0
+        cut_bytes = 0
         for index, plain in enumerate(_cut(self.pieces, self.chunk_bytes)):
             if index == last or len(plain) < self.chunk_bytes:
                 rest = plain
                 break
-            yield self._sealed(index, plain, out, final=False)
-            sealed_bytes += len(plain)
-        if sealed_bytes + len(rest) != self.data_bytes:
+            cut_bytes += len(plain)
+            if index >= start:
+                yield self._sealed(index, plain, out, final=False)
+        if cut_bytes + len(rest) != self.data_bytes:
             raise LayoutMismatchError(f"{self.data_bytes} bytes were announced for a stream of another length")
         final = bytearray(self.chunk_bytes)
         if len(rest) <= self.chunk_bytes - TRAILER_BYTES:
             final[: len(rest)] = rest
-        else:
+        elif last - 1 >= start:
             yield self._sealed(last - 1, memoryview(bytes(rest).ljust(self.chunk_bytes, b"\x00")), out, final=False)
-        final[-TRAILER_BYTES:] = self._trailer()
-        yield self._sealed(last, memoryview(final), out, final=True)
+        if last >= start:
+            final[-TRAILER_BYTES:] = self._trailer()
+            yield self._sealed(last, memoryview(final), out, final=True)
 
     def _trailer(self) -> bytes:
-        payload = trailer_payload(self.manifest_digest, self.count, self.chunks.root())
-        return self.count.to_bytes(4, "big") + self.signer(TRAILER_PURPOSE[self.direction], payload)
+        # Made once: afterwards the root is that of the final chunk as well.
+        if not self._signed_trailer:
+            payload = trailer_payload(self.manifest_digest, self.count, self.chunks.root())
+            self._signed_trailer = self.count.to_bytes(4, "big") + self.signer(TRAILER_PURPOSE[self.direction], payload)
+        return self._signed_trailer
 
     def _sealed(self, index: int, plain: memoryview, out: memoryview, *, final: bool) -> memoryview:
         self.cipher.seal_into(index, plain, out, final=final)
-        self.chunks.add(out)
+        if index == self.pulled:
+            self._digests.append(self.chunks.add(out))
+        elif blake3(out).digest() != self._digests[index]:
+            raise CodecError("what is to be sent again has changed; nothing of it was sent, send it as a new transfer")
         return out
 
 

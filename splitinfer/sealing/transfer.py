@@ -139,7 +139,7 @@ class _Plaintext:
     ) -> _Plaintext:
         return cls(manifest_region(manifest, chunk_bytes=chunk_bytes), pieces, following_bytes, chunk_bytes)
 
-    def all_pieces(self) -> Iterator[memoryview | bytes]:
+    def __iter__(self) -> Iterator[memoryview | bytes]:
         yield self.region
         yield from self.pieces
 
@@ -156,7 +156,7 @@ def _stream(
         chunk_bytes=plaintext.chunk_bytes,
         data_bytes=len(plaintext.region) + plaintext.following_bytes,
         manifest_digest=keys.manifest_digest,
-        pieces=plaintext.all_pieces(),
+        pieces=plaintext,
         signer=signer,
         chunks=ChunkRoot(),
     )

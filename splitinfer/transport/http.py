@@ -223,7 +223,7 @@ def _problem_code(body: bytes) -> str:
 
 
 def _reply_type(route: Route) -> str:
-    return _JSON if route is Route.KEYSET else _STREAM
+    return _JSON if route in {Route.KEYSET, Route.STATE} else _STREAM
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from splitinfer.handoff import Cloud, CloudReply, Meter, ReleasedTransfer, Reply
 
 __all__ = ["MemoryTransport"]
 
+_LOST = "the connection to the cloud was lost"
+
 
 class MemoryTransport:
     """Hand released transfers to a `Cloud` in this process."""
@@ -22,13 +24,17 @@ class MemoryTransport:
     def exchange(self, transfer: ReleasedTransfer) -> Reply:
         """Let the cloud pull the body, then return its reply.
 
-        Raises RemoteBusyError or RemoteRefusedError for what the cloud raises; an error raised by `transfer.body`
-        itself passes unchanged.
+        Raises RemoteBusyError or RemoteRefusedError for what the cloud raises, TransportError where it says that the
+        body's connection was lost; an error raised by `transfer.body` itself passes unchanged.
         """
         source = _BodySource(transfer)
         try:
             reply = _MemoryReply(self._cloud.handle(transfer.route, source), transfer.meter, source)
             reply.start()
+        except (RemoteBusyError, RemoteRefusedError) as error:
+            raise source.failure or _refusal(error) from None
+        except TransportError:
+            raise source.failure or TransportError(_LOST) from None
         except SplitInferError as error:
             raise source.failure or _refusal(error) from None
         return reply
@@ -89,7 +95,11 @@ class _MemoryReply:
 
     def start(self) -> None:
         """Pull the first piece: what fails before it is still a refusal."""
-        self._piece = memoryview(next(self._body, b"")).cast("B")
+        try:
+            self._piece = memoryview(next(self._body, b"")).cast("B")
+        except BaseException:
+            self.close()
+            raise
 
     def readinto(self, buffer: memoryview) -> int:
         """Read up to len(buffer) bytes; 0 at the end. Raise TransportError where bytes are missing."""
@@ -132,7 +142,7 @@ class _MemoryReply:
         try:
             return next(self._body, None)
         except SplitInferError:
-            raise TransportError("the connection to the cloud was lost") from None
+            raise TransportError(_LOST) from None
 
 
 def _refusal(error: SplitInferError) -> TransportError:

@@ -387,7 +387,7 @@ def test_silent_server_is_a_timeout(pair: Paired, command: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("mode", ["sealed-prefill", "sealed-decode"])
-@pytest.mark.parametrize("cut", [(600,), (None, 0), (None, 1000), (None, 20_000)])
+@pytest.mark.parametrize("cut", [(600,), (None, 0, 0, 0), (None, 1000, 0, 0), (None, 20_000, 0, 0)])
 def test_connection_lost_in_the_middle_is_one_sentence(
     mode: str, cut: tuple[int | None, ...], pair: Paired, tiny_on_cloud: Engine, command: CommandLine
 ) -> None:

@@ -80,7 +80,9 @@ def test_device_takes_over_after_a_transport_failure(
     assert answer.exact
     assert answer.prefilled_by_cloud_tokens == 0
     assert answer.token_ids == local_ids(pair, segments, tiny, max_new_tokens=8)
-    assert transport.calls == at
+    # After a connection that was lost in the transfer the device asks twice, and hears that nothing of it is held.
+    may_resume = at == 2 and not isinstance(error, RemoteBusyError | RemoteRefusedError)
+    assert transport.calls == (6 if may_resume else at)
 
 
 @pytest.mark.parametrize("mode", REMOTE_MODES)
@@ -189,7 +191,7 @@ def cut_after_first_token(pair: Paired, engine: Engine, check: Callable[[str], N
 def test_device_never_takes_over_once_a_token_was_shown(
     pair: Paired, tiny: Engine, tiny_on_cloud: Engine, segments: list[Segment]
 ) -> None:
-    policy = policy_of("sealed-decode", on_remote_failure="local")
+    policy = policy_of("sealed-decode", on_remote_failure="local", transfer={"resume_attempts": 0})
 
     def check(url: str) -> None:
         with pair.session(policy, tiny, transport=HttpTransport(url)) as session:
@@ -210,7 +212,7 @@ def test_command_line_says_incomplete_and_never_falls_back_once_text_was_shown(
 ) -> None:
     policy = tmp_path / "policy.toml"
     text = 'mode = "sealed-decode"\n[remote]\nname = "default"\n[fallback]\non_remote_failure = "local"\n'
-    policy.write_text(text)
+    policy.write_text(f"{text}[transfer]\nresume_attempts = 0\n")
     options = ["--private-text", "b", "--max-new-tokens", "60", "--temperature", "2", "--seed", "4"]
 
     def check(url: str) -> None:
@@ -249,7 +251,7 @@ def test_fallback_never_weakens_what_may_leave(pair: Paired, tiny: Engine, segme
 def test_fallback_is_exact_whatever_the_cloud_said_of_its_numerics(
     pair: Paired, tiny: Engine, segments: list[Segment]
 ) -> None:
-    policy = policy_of("sealed-prefill", on_remote_failure="local")
+    policy = policy_of("sealed-prefill", on_remote_failure="local", transfer={"resume_attempts": 0})
     with (
         served(pair.service(other_numerics(tiny))) as door,
         cutting_proxy(door.port, down_bytes=(None, 20_000)) as proxy,

@@ -44,7 +44,9 @@ PUBLIC_WORDS = tuple(f"Pub{secrets.token_hex(5)}" for _ in range(3))
 PRIVATE_WORDS = tuple(f"Zq{secrets.token_hex(5)}" for _ in range(6))
 FILE_WORD = f"File{secrets.token_hex(6)}"
 DOCUMENT = "\n".join(PUBLIC_WORDS)
-NOTE, QUESTION = "\n".join(PRIVATE_WORDS[:3]), " ".join(PRIVATE_WORDS[3:])
+NOTE = "Name: {}\nCode: {}\nPlace: {}".format(*PRIVATE_WORDS[:3])
+# A question that has an answer, so that there is one of several tokens to look for.
+QUESTION = f"{' '.join(PRIVATE_WORDS[3:])}: What is the code of {PRIVATE_WORDS[0]}?"
 NAMES = ("embedded", str(Path(splitinfer.embedded.__file__).parent))
 SEGMENTS = (public(DOCUMENT), note(NOTE), question(QUESTION))
 
@@ -360,7 +362,7 @@ def test_two_prompts_in_one_bucket_look_alike(scene: Scene, mode: str) -> None:
     others = {
         "shorter": _prompt(68, 3),
         "longer": _prompt(80, 8),
-        "other text": _prompt(74, 4, letter="b"),
+        "other text": _prompt(74, 4, letter="x"),
         "more segments": _prompt(70, 1, notes=4),
     }
     tokens, bucket = _bucket(scene, mode, base)

@@ -69,7 +69,8 @@ def test_a_second_question_puts_no_byte_on_the_wire_and_is_answered_as_locally(t
     with cloud_process(tmp_path) as cloud, RecordingProxy(cloud.port) as proxy:
         device = Home(tmp_path / "device")
         route_through(device.path, proxy.url)
-        with Session.open("public-prefix", home=device, engine=engine) as session:
+        # Without its own memory a session has nothing but the store.
+        with Session.open("public-prefix", home=device, engine=engine, remember=False) as session:
             first = session.run(FIRST, max_new_tokens=12)
             assert len(proxy.take()) == 2, "the keyset, then the transfer"
             second = session.run(SECOND, max_new_tokens=12)

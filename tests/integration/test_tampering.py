@@ -28,7 +28,7 @@ from tests.support.mutations import Mutation
 from tests.support.processes import cloud_process, route_through, run_cli
 from tests.support.recording_proxy import RecordingProxy
 from tests.support.tampering_proxy import Change, TamperingProxy, Transfer, Where
-from tests.support.wire import TAG_BYTES, Message, WireBody
+from tests.support.wire import TAG_BYTES, Message, WireBody, WireError
 
 REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
 DOCUMENT, NOTE = "Price list: Belsa lamp $19.90", "Customer: Maria Lopez\nPhone: 415-203-7786"
@@ -285,10 +285,17 @@ COMMANDS = [
 
 
 def _command_change(change: table.BodyChange | int) -> Change:
-    """Change a reply's chunks, or lose the connection before one of them."""
+    """Change a reply's chunks, or lose the connection before one of them and whenever it is to be resumed."""
     if isinstance(change, int):
-        return lambda message: message.cut(_start_of_chunk(message, change))
+        return lambda message: _cut_before(message, change)
     return lambda message: message.with_body(change(WireBody.parse(message.body)).to_bytes())
+
+
+def _cut_before(message: Message, index: int) -> Message | None:
+    try:
+        return message.cut(_start_of_chunk(message, index))
+    except (WireError, ValueError):  # the answer to a state query
+        return None
 
 
 def _start_of_chunk(message: Message, index: int) -> int:

@@ -170,7 +170,10 @@ class AttackScene:
     def _policy(self, mode: str) -> Policy:
         policy = resolve(mode)
         path = str(self.folder / f"audit-{next(self._numbers)}")
-        return policy.model_copy(update={"audit": policy.audit.model_copy(update={"path": path})})
+        # An attack is on one exchange; what follows a lost connection has tests of its own.
+        transfer = policy.transfer.model_copy(update={"resume_attempts": 0})
+        audit = policy.audit.model_copy(update={"path": path})
+        return policy.model_copy(update={"audit": audit, "transfer": transfer})
 
 
 @contextmanager
@@ -201,6 +204,7 @@ def counted_cloud(folder: Path, loaded: LoadedModel) -> Iterator[AttackScene]:
         clock=time.time,
         randomness=secrets.token_bytes,
     )
+    cloud.close()  # so that it parks nothing, and what a changed request left must be wiped at once
     with served(cloud) as door, TamperingProxy(door.port) as proxy:
         save_remote(device, "default", Remote(proxy.url, identity_sha256(identity)))
         yield AttackScene(proxy, device, engine, folder, cloud_engine)

@@ -222,7 +222,8 @@ def request_manifest(kind: str = "prefill", /, *, tokens: int = 100, **changes: 
         "log_checkpoint": "5" * 64,
         "model": ModelWire.of(MODEL),
         "numerics": NumericsWire.of(NUMERICS),
-        "session": SessionWire(session_id="6" * 32, turn=0, parent_root="", base_tokens=0),
+        "session": SessionWire(session_id="6" * 32, turn=0, parent_root="", base_tokens=0, keep=False),
+        "public": False,
         "tokens": TokensWire(true=tokens, padded=schedule.pad_tokens(tokens)),
         "steps": [(0, tokens)],
         "cache": CacheWire.of(LAYOUT) if is_decode else None,
@@ -230,6 +231,8 @@ def request_manifest(kind: str = "prefill", /, *, tokens: int = 100, **changes: 
         "last_token": 7 if is_decode else None,
         "sampling": SamplingWire.of(SamplingParams(max_new_tokens=8)) if is_decode else None,
     }
+    if "tokens_wire" in changes:
+        fields["tokens"] = changes.pop("tokens_wire")
     return RequestManifest(**{**fields, **changes})
 
 

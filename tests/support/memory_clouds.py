@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer.answer import Answer
 from splitinfer.attestation.keyset import Replica, certify, identity_sha256
-from splitinfer.cache.snapshot import CacheSnapshot
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cloud import CloudService
 from splitinfer.egress.verification import read_records
 from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Route, Segment, Source, TensorName, Transport
@@ -24,6 +24,7 @@ from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.model.engine import Engine
 from splitinfer.session import Session
 from splitinfer.transport.memory import MemoryTransport
+from tests.support.growing import grown
 from trust_models.modes import TrustMode
 from trust_models.policy import Policy
 
@@ -74,7 +75,12 @@ class Paired:
         save_remote(self.device, "default", Remote(url, self.pin))
 
     def service(
-        self, engine: Any, *, clock: Callable[[], float] = time.time, replica: Replica | None = None
+        self,
+        engine: Any,
+        *,
+        clock: Callable[[], float] = time.time,
+        replica: Replica | None = None,
+        **limits: Any,
     ) -> CloudService:
         """Make a cloud with the identity of the cloud folder, or with the replica given."""
         return CloudService(
@@ -83,6 +89,7 @@ class Paired:
             allowed=lambda: allowed_devices(self.cloud),
             clock=clock,
             randomness=secrets.token_bytes,
+            **limits,
         )
 
     def replica(
@@ -142,13 +149,13 @@ class LyingEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def prefill(self, *args: Any, **keywords: Any) -> CacheSnapshot:
-        snapshot = self._engine.prefill(*args, **keywords)
+    def start_prefill(self, token_ids: Sequence[int], *, steps: Sequence[tuple[int, int]], **_: Any) -> GrowingCache:
+        snapshot = self._engine.prefill(token_ids, steps=steps)
         layers = list(snapshot.layers)
         tensor = layers[self._layer][self._part].clone()
         tensor[:, :, self._row] += 0.5
         layers[self._layer] = {**layers[self._layer], self._part: tensor}
-        return replace(snapshot, layers=tuple(layers))
+        return grown(replace(snapshot, layers=tuple(layers)))
 
 
 class SwitchingTransport:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from splitinfer import cloud, codec
+from splitinfer import codec
 from splitinfer.attestation.keyset import ReplicaKeys
+from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot
-from splitinfer.cloud import CloudService
+from splitinfer.cloud import CloudService, service
 from splitinfer.errors import SplitInferError
 from splitinfer.handoff import Numerics, Route
 from splitinfer.receive.reading import read_head
@@ -18,6 +19,7 @@ from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.receive.tokens import TokenSink
 from splitinfer.sealing.heads import RequestHead
 from splitinfer.sealing.transfer import TransferKeys
+from tests.support.growing import grown
 from tests.support.vectors import (
     BytesSource,
     Vector,
@@ -32,7 +34,7 @@ from tests.support.vectors import (
 
 
 class ScriptedEngine:
-    """Has what `CloudService` asks of an engine; a refused request must not have reached `prefill` or `decode`."""
+    """Has what `CloudService` asks of an engine; a refused request must not have reached its calls."""
 
     def __init__(self, layout: str) -> None:
         expected = expectations(layout)
@@ -42,21 +44,14 @@ class ScriptedEngine:
         self.calls: list[str] = []
         self.arguments: list[object] = []
 
-    def prefill(
-        self, token_ids: tuple[int, ...], *, steps: list[tuple[int, int]], onto: CacheSnapshot | None = None
-    ) -> CacheSnapshot:
-        """Take one step at a time, as the cloud does; all steps of a request make one noted call."""
-        if onto is None:
-            self._note("prefill", tuple(token_ids), list(steps))
-        else:
-            self.arguments[-1][1].extend(steps)  # type: ignore[index]
+    def start_prefill(
+        self, token_ids: tuple[int, ...], *, steps: list[tuple[int, int]], padded_tokens: int, **_: object
+    ) -> GrowingCache:
+        self._note("start_prefill", tuple(token_ids), list(steps), padded_tokens)
         honest = find_vector("0000-honest-decode-request")
         snapshot = receive_request(honest, VectorRecipient(honest), []).payload
         assert isinstance(snapshot, CacheSnapshot)
-        return snapshot
-
-    def burn(self, tokens: int) -> None:
-        self._note("burn", tokens)
+        return grown(snapshot)
 
     def decode(self, snapshot: CacheSnapshot, *, last_token: int, params: object) -> ScriptedDecoding:
         self._note("decode", snapshot.true_tokens, last_token, params)
@@ -154,6 +149,6 @@ def watch_sinks(monkeypatch: pytest.MonkeyPatch) -> list[WatchedSink]:
         sinks.append(WatchedSink(make_cache(*layout, **counts)))
         return sinks[-1]
 
-    monkeypatch.setattr(cloud, "TokenSink", tokens)
+    monkeypatch.setattr(service, "TokenSink", tokens)
     monkeypatch.setattr(codec, "sink", cache)
     return sinks

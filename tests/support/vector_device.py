@@ -108,7 +108,7 @@ class VectorDevice:
             for frame in self._exchange.receive_frames(reply):
                 self.shown.extend(frame.token_ids)
             return self.shown
-        sink, _ = cache_sink(self._expected.layout, true_tokens=self._sent["tokens"], padded_tokens=PADDED_TOKENS)
+        sink = cache_sink(self._expected.layout, reply.manifest, self._sent["tokens"])
         self.sinks.append(sink)
         return self._exchange.receive_cache(reply, sink)
 

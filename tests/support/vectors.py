@@ -24,7 +24,7 @@ from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink
 from splitinfer.sealing.heads import PublicManifest
 from splitinfer.sealing.keys import KemKey
-from splitinfer.sealing.manifest import CacheWire, RequestManifest, cache_bytes
+from splitinfer.sealing.manifest import CacheWire, RequestManifest, ResponseManifest
 from splitinfer.sealing.receipt import Receipt
 from splitinfer.sealing.signing import Purpose, verify
 from splitinfer.sealing.transfer import TransferKeys
@@ -175,22 +175,24 @@ def receive_request(vector: Vector, recipient: VectorRecipient, sinks: list[Watc
     manifest = opened.manifest()
     expected = expectations(vector.says["layout"])
     check_request(manifest, expected)
-    sink, sizes = _request_sink(manifest, expected)
-    sinks.append(sink)
-    return opened.receive(sink, iter(sizes), data_bytes=sum(sizes))
-
-
-def _request_sink(manifest: RequestManifest, expected: Expectations) -> tuple[WatchedSink, list[int]]:
+    if manifest.kind == "decode":
+        sinks.append(cache_sink(expected.layout, manifest, manifest.tokens.true))
+        return opened.receive(sinks[-1], sinks[-1].sizes(), data_bytes=sinks[-1].size_bytes)
     true, padded = manifest.tokens.true, manifest.tokens.padded
-    if manifest.kind == "prefill":
-        sink = TokenSink(true_tokens=true, padded_tokens=padded, vocabulary=expected.vocabulary)
-        return WatchedSink(sink), [padded * TOKEN_BYTES]
-    return cache_sink(expected.layout, true_tokens=true, padded_tokens=padded)
+    sinks.append(WatchedSink(TokenSink(true_tokens=true, padded_tokens=padded, vocabulary=expected.vocabulary)))
+    size = padded * TOKEN_BYTES
+    return opened.receive(sinks[-1], iter([size]), data_bytes=size)
 
 
-def cache_sink(layout: CacheLayout, *, true_tokens: int, padded_tokens: int) -> tuple[WatchedSink, list[int]]:
-    sink = codec.sink(layout, codec="raw", true_tokens=true_tokens, padded_tokens=padded_tokens)
-    return WatchedSink(sink), [slab.size_bytes for slab in schedule.slabs(layout, padded_tokens)]
+def cache_sink(layout: CacheLayout, manifest: RequestManifest | ResponseManifest, tokens: int) -> WatchedSink:
+    sink = codec.sink(
+        layout,
+        codec=manifest.codec,
+        true_tokens=tokens,
+        padded_tokens=schedule.pad_tokens(tokens),
+        coded_bytes=manifest.coded_bytes,
+    )
+    return WatchedSink(sink)
 
 
 def open_vector_reply(vector: Vector) -> OpenedReply:
@@ -207,11 +209,9 @@ def open_vector_reply(vector: Vector) -> OpenedReply:
 def receive_cache(vector: Vector, reply: OpenedReply, sinks: list[WatchedSink]) -> VerifiedTransfer[Any]:
     """Read a cache reply to its end; the sink is put into `sinks`."""
     layout, tokens = expectations(vector.says["layout"]).layout, vector.says["sent"]["tokens"]
-    padded = schedule.pad_tokens(tokens)
-    sink, sizes = cache_sink(layout, true_tokens=tokens, padded_tokens=padded)
+    sink = cache_sink(layout, reply.manifest, tokens)
     sinks.append(sink)
-    total = cache_bytes(layout, padded)
-    return reply.receive_cache(sink, iter(sizes), data_bytes=total, check_receipt=_check_signature)
+    return reply.receive_cache(sink, sink.sizes(), data_bytes=sink.size_bytes, check_receipt=_check_signature)
 
 
 def _check_signature(receipt: Receipt) -> None:

@@ -9,13 +9,16 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+from splitinfer import embedded
 from splitinfer.cli.model import add_parser, fetch
 from splitinfer.egress.verification import read_records
 from splitinfer.errors import ModelNotFoundError, TransportError, UsageError
 from splitinfer.home import Home
 from splitinfer.home.losses import LossFile
 from splitinfer.model.identity import identify
+from splitinfer.model.measure_texts import built_in_texts
 from tests.support.tiny_models import build
+from tools import write_held_out_text
 
 
 def run(*arguments, home=None):
@@ -148,3 +151,16 @@ def test_measure_refuses_an_unknown_codec_and_a_single_window(directory, tmp_pat
 def test_measure_refuses_texts_that_cannot_be_read(directory, tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         run("measure", str(directory), "--text", str(tmp_path / "none.txt"), home=tmp_path / "home")
+
+
+def test_measure_without_a_text_takes_the_ones_that_come_with_the_package(directory, tmp_path, capsys):
+    given = ("--windows", "3", "--codec", "q8", "--json")
+    assert run("measure", str(directory), *given, home=tmp_path / "home") == 0
+    assert json.loads(capsys.readouterr().out)["codecs"]["q8"]["tokens"] == 3 * 64
+
+
+def test_the_embedded_model_is_measured_on_held_out_tables_and_notes_too(directory):
+    assert len(built_in_texts(directory)) == 1
+    prose, held_out = built_in_texts(embedded.path())
+    assert prose == built_in_texts(directory)[0]
+    assert held_out == write_held_out_text.text()

@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitinfer.errors import ManifestError
+from splitinfer.errors import LayoutMismatchError, ManifestError
 from splitinfer.handoff import CacheLayout, LayerLayout
 from splitinfer.schedule import (
     RANGE_TOKENS,
     SlabSpec,
     cache_chunk_bytes,
+    certain_tokens,
     held_rows,
     item_bytes,
+    pad_new_tokens,
     pad_tokens,
     sent_rows,
     slabs,
@@ -73,6 +75,19 @@ def test_padding_agrees_with_the_paper() -> None:
         assert pad_tokens(tokens) == -(-padme(tokens) // 64) * 64
 
 
+def test_certain_tokens_is_the_least_count_of_every_class() -> None:
+    least: dict[int, int] = {}
+    for tokens in range(1, 70_001):
+        least.setdefault(pad_tokens(tokens), tokens)
+    assert {padded: certain_tokens(padded) for padded in least} == least
+
+
+@pytest.mark.parametrize("padded", [0, -64, 63, 65, 1100, 2112])
+def test_count_that_is_no_size_class_has_no_certain_tokens(padded: int) -> None:
+    with pytest.raises(LayoutMismatchError, match="no size class"):
+        certain_tokens(padded)
+
+
 def test_short_prompts_are_all_alike() -> None:
     assert {pad_tokens(count) for count in range(1, 65)} == {64}
 
@@ -92,6 +107,44 @@ def test_slabs_cover_every_row_of_every_layer_once(padded: int, order: list[Laye
         for tensor in layer.tensors:
             assert rows.pop((index, tensor.name), []) == list(range(sent_rows(layer, tensor, padded)))
     assert not rows
+
+
+@given(
+    base=st.integers(1, 1500), new=st.integers(1, 1500), order=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4)
+)
+@settings(deadline=None, max_examples=100)
+def test_slabs_on_a_base_bring_every_row_that_is_not_there(base: int, new: int, order: list[LayerLayout]) -> None:
+    layout, padded = CacheLayout(tuple(order)), pad_new_tokens(base + new, base)
+    rows: dict[tuple[int, str], list[int]] = {}
+    for slab in slabs(layout, padded, base):
+        rows.setdefault((slab.layer, slab.part), []).extend(range(slab.start, slab.stop))
+    for index, layer in enumerate(layout.layers):
+        for tensor in layer.tensors:
+            found = rows.pop((index, tensor.name), [])
+            first = held_rows(layer, tensor, base) if tensor.rows in ("tokens", "entries") else 0
+            assert found == list(range(first, first + len(found)))
+            assert first + len(found) >= held_rows(layer, tensor, base + new)
+    assert not rows
+
+
+@given(base=st.integers(1, 4000), new=st.integers(1, 1000), layer=st.sampled_from(KINDS))
+@settings(deadline=None, max_examples=100)
+def test_sizes_on_a_base_follow_from_the_classes_of_the_new_tokens_and_of_all(
+    base: int, new: int, layer: LayerLayout
+) -> None:
+    def sizes(base_tokens: int) -> list[int]:
+        padded = base_tokens + pad_tokens(new)
+        return [slab.size_bytes for slab in slabs(CacheLayout((layer,)), padded, base_tokens)]
+
+    alike = [other for other in (base - 3, base - 1, base + 1, base + 5) if other > 0]
+    alike = [other for other in alike if pad_tokens(other + pad_tokens(new)) == pad_tokens(base + pad_tokens(new))]
+    assert all(sizes(other) == sizes(base) for other in alike)
+
+
+@pytest.mark.parametrize(("true", "base"), [(5, 5), (5, 6), (0, 0), (3, -1)])
+def test_a_transfer_without_a_new_token_is_refused(true: int, base: int) -> None:
+    with pytest.raises(LayoutMismatchError):
+        pad_new_tokens(true, base)
 
 
 @given(layer=st.sampled_from(KINDS), tokens=st.integers(0, 3000), padding=st.integers(0, 500))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from splitinfer import segments
 from splitinfer.errors import PromptError, UsageError
 from splitinfer.handoff import Label, Role, Segment
-from splitinfer.segments import document, message, note, private, public, question
+from splitinfer.segments import answered, document, message, note, private, public, question
 
 FROM_TEXT = [
     (public, Role.DOCUMENT, Label.PUBLIC),
@@ -19,6 +19,7 @@ FROM_TEXT = [
     (private, Role.NOTE, Label.PRIVATE),
     (question, Role.QUESTION, Label.PRIVATE),
     (message, Role.MESSAGE, Label.PRIVATE),
+    (answered, Role.ANSWER, Label.PRIVATE),
 ]
 FROM_FILE = [public, document, note, private]
 

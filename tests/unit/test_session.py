@@ -113,11 +113,12 @@ def test_a_reply_that_nobody_reads_is_wiped(
         wiped.append(packed)
 
     monkeypatch.setattr(FixedPacked, "wipe", wipe)
+    monkeypatch.setattr("splitinfer.resume.BACKOFF_SECONDS", 0.0)
 
     class ClosedUnread:
         def handle(self, route: Route, body: Source) -> CloudReply:
             reply = cloud.handle(route, body)
-            if route is Route.PREFILL:
+            if route in {Route.PREFILL, Route.RESUME}:
                 reply.body.close()  # type: ignore[attr-defined]
                 raise TransportError("nobody reads this")
             return reply
@@ -128,6 +129,8 @@ def test_a_reply_that_nobody_reads_is_wiped(
         pytest.raises(TransportError),
     ):
         session.run(PROMPT)
+    assert not wiped, "it could go on until its transfer expires"
+    cloud.close()
     assert len(wiped) == 1
 
 

@@ -16,11 +16,13 @@ from splitinfer.attestation.sender import sender_id
 from splitinfer.egress.checkpoint import open_checkpoint, sign_checkpoint
 from splitinfer.egress.records import framed, record_bytes
 from splitinfer.merkle import leaf_hash, root_of
+from splitinfer.receive.resuming import open_state_answer
 from splitinfer.receive.tokens import token_slab
 from splitinfer.sealing import frames
-from splitinfer.sealing.encoding import canonical, parse_canonical
+from splitinfer.sealing.encoding import canonical, parse_canonical, prefixed
 from splitinfer.sealing.keys import Direction, StreamKeys, derive_stream_keys, unwrap_content_key
 from splitinfer.sealing.receipt import ReceiptBody, read_receipt_region, receipt_region, sign_receipt
+from splitinfer.sealing.resume import ResumeHead, StateQuery
 from splitinfer.sealing.signing import Purpose, sign, signer, verify
 from splitinfer.sealing.stream import TRAILER_PURPOSE, ChunkCipher, ChunkRoot, trailer_payload
 from tests.support.vectors import FOLDER, derivation, layout_of, replica_keys
@@ -74,6 +76,22 @@ def test_signature(row: dict[str, Any]) -> None:
     assert sign(_key(row["private_key"]), Purpose(row["purpose"]), _bytes(row, "payload_hex")).hex() == row["signature"]
 
 
+def test_resume() -> None:
+    row = derivation("resume")
+    device, receipt = _key(row["device_private_key"]), _key(row["receipt_private_key"])
+    for name, model, purpose in (
+        ("query", StateQuery, Purpose.TRANSFER_STATE),
+        ("head", ResumeHead, Purpose.TRANSFER_RESUME),
+    ):
+        made = model.model_validate(row[name])
+        assert prefixed(made.to_bytes()) == _bytes(row, "query_body" if name == "query" else "head_bytes")
+        assert sign(device, purpose, made.signed_bytes()).hex() == made.signature
+    query = StateQuery.model_validate(row["query"])
+    public = receipt.public_key().public_bytes_raw()
+    answer = open_state_answer(_bytes(row, "answer_body"), query=query, receipt_public_key=public)
+    assert answer.model_dump() == row["answer"]["body"]
+
+
 def test_signature_vectors_cover_every_purpose() -> None:
     assert {row["purpose"] for row in derivation("signatures")} == {purpose.value for purpose in Purpose}
 
@@ -113,9 +131,11 @@ def test_pad_tokens() -> None:
     assert [[tokens, schedule.pad_tokens(tokens)] for tokens, _ in table] == table
 
 
-@pytest.mark.parametrize("row", derivation("schedule"), ids=lambda row: f"{row['layout']}-{row['padded']}")
+@pytest.mark.parametrize(
+    "row", derivation("schedule"), ids=lambda row: f"{row['layout']}-{row['padded']}-{row['base']}"
+)
 def test_schedule(row: dict[str, Any]) -> None:
-    specs = list(schedule.slabs(layout_of(row["layers"]), row["padded"]))
+    specs = list(schedule.slabs(layout_of(row["layers"]), row["padded"], row["base"]))
     assert [[spec.layer, spec.part, spec.start, spec.stop, spec.size_bytes] for spec in specs] == row["slabs"]
     assert schedule.cache_chunk_bytes(row["total_bytes"]) == row["chunk_bytes"]
 

@@ -95,9 +95,9 @@ def test_honest_request_is_answered_by_the_whole_cloud(vector: Vector) -> None:
     cloud = VectorCloud(vector)
     reply = open_answer(vector, cloud.reply(vector))
     assert reply.manifest.kind == {"prefill": "cache", "decode": "tokens"}[vector.says["route"]]
-    assert cloud.engine.calls == {"prefill": ["prefill", "burn"], "decode": ["decode"]}[vector.says["route"]]
+    assert cloud.engine.calls == {"prefill": ["start_prefill"], "decode": ["decode"]}[vector.says["route"]]
     if vector.says["route"] == "prefill":
-        assert cloud.engine.arguments == [(tuple(context()["token_ids"]), [(0, 16), (16, 21)]), (64 - 21,)]
+        assert cloud.engine.arguments == [(tuple(context()["token_ids"]), [(0, 16), (16, 21)], 64)]
 
 
 @pytest.mark.parametrize("vector", _parameters("request.bin", honest=False))

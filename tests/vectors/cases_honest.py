@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import reference as ref
 import world
 from vector import Vector
 from world import (
@@ -22,8 +23,22 @@ SLIDING = replace(DECODE, layout="sliding")
 
 STATES = replace(DECODE, layout="states")
 
+
+def lossless(slabs: list[bytes], coded_bytes: int | None = None) -> ReplyCase:
+    """Return a cache reply in codec `lossless` of these slabs, each behind its length."""
+    data = b"".join(slabs)
+    coded = ref.padme(len(data)) if coded_bytes is None else coded_bytes
+    return replace(CACHE, codec="lossless", sealed={"coded_bytes": coded}, contents=data.ljust(coded, b"\x00"))
+
+
 HONEST = [
     Vector(None, "prefill-request", PREFILL, "Token ids go up to be prefilled; accepted."),
+    Vector(
+        None,
+        "prefill-request-public",
+        replace(PREFILL, sealed={"public": True}),
+        "The same ids, all of public text, whose cache the cloud may keep for this device; accepted.",
+    ),
     Vector(None, "decode-request", DECODE, "A cache goes up to be decoded from; accepted."),
     Vector(
         None,
@@ -52,6 +67,12 @@ HONEST = [
         "Every rule of rows: fixed states, compressed entries, indexer keys, a layer of nothing; accepted.",
     ),
     Vector(None, "cache-reply-states", replace(CACHE, layout="states"), "The same as a reply; accepted."),
+    Vector(
+        None,
+        "cache-reply-lossless",
+        lossless(world.lossless_slabs("full")),
+        "The same cache compressed without loss, padded to its size class; accepted.",
+    ),
     Vector(None, "tokens-reply", TOKENS, "Token frames, an end frame, padding and a receipt; accepted."),
     Vector(
         None,

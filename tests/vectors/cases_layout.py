@@ -6,8 +6,9 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 
+import reference as ref
 import world
-from cases_honest import CACHE, STATES
+from cases_honest import CACHE, STATES, lossless
 from reference import Json
 from vector import Vector
 from world import LAYOUTS
@@ -45,6 +46,9 @@ _CHANGES: list[tuple[str, Json, str]] = [
     ("stride-differs", _layers(2, {"stride": 8}), "Half as many compressed entries."),
 ]
 
+COMPRESSED = world.lossless_slabs("full")
+RAW_BYTES = 4 * 4 * world.PADDED_TOKENS
+
 VECTORS = [
     *[Vector(15, slug, replace(STATES, sealed=change), sentence) for slug, change, sentence in _CHANGES],
     Vector(
@@ -64,5 +68,17 @@ VECTORS = [
         "tensor-outside-the-table",
         replace(STATES, sealed=_member(3, {"name": "__class__"})),
         "A name outside the closed table of tensors; nothing that the wire names is ever set.",
+    ),
+    Vector(
+        15,
+        "reply-lossless-slab-longer-than-it-can-be",
+        lossless([(RAW_BYTES + 2).to_bytes(4, "little") + bytes(RAW_BYTES + 2), *COMPRESSED[1:]]),
+        "The first slab declares one byte more than its rows as they are would take.",
+    ),
+    Vector(
+        15,
+        "reply-lossless-of-a-larger-size-class",
+        lossless(COMPRESSED, ref.padme(ref.padme(sum(map(len, COMPRESSED))) + 1)),
+        "The slabs are honest, their announced length is a size class, but the next larger one.",
     ),
 ]

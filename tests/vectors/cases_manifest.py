@@ -260,18 +260,23 @@ LAYOUT += [
 
 
 SESSION = [
-    Vector(16, "turn-not-zero", replace(PREFILL, sealed={"session": {"turn": 1}}), "A second turn; no cache is kept."),
+    Vector(
+        16,
+        "turn-not-zero",
+        replace(PREFILL, sealed={"session": {"turn": 1}}),
+        "A second turn that goes on from nothing.",
+    ),
     Vector(
         16,
         "parent-not-empty",
         replace(PREFILL, sealed={"session": {"parent_root": ref.sha256(b"parent").hex()}}),
-        "It continues a cache that is not held here.",
+        "A first turn that has a parent.",
     ),
     Vector(
         16,
         "base-not-zero",
         replace(DECODE, sealed={"session": {"base_tokens": 21}}),
-        "It builds on tokens that are not held here; a smaller cache would be taken for a whole one.",
+        "A first turn on tokens that are not held here; a smaller cache would be taken for a whole one.",
     ),
 ]
 

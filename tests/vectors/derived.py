@@ -28,6 +28,7 @@ def derivations(wraps: Wraps) -> dict[str, Any]:
         "trailer": _trailer(),
         "frames": _frames(),
         "receipt": _receipt(),
+        "resume": _resume(),
         "audit-log": _audit_log(),
     }
 
@@ -50,7 +51,10 @@ def _canonical() -> list[Json]:
 
 
 def _signatures() -> list[Json]:
-    purposes = ("replica-certificate", "keyset", "request", "request-trailer", "reply-trailer", "receipt")
+    purposes = (
+        *("replica-certificate", "keyset", "request", "request-trailer", "reply-trailer", "receipt"),
+        *("transfer-state", "transfer-state-answer", "transfer-resume"),
+    )
     return [
         {
             "purpose": purpose,
@@ -133,14 +137,15 @@ def _schedule() -> list[Json]:
     }
     made = []
     for name, runs in layouts.items():
-        for padded in (64, 512, 576, 1088):
-            specs = list(ref.slabs(runs, padded))
+        for padded, base in ((64, 0), (512, 0), (576, 0), (1088, 0), (67, 3), (641, 577), (1600, 1024)):
+            specs = list(ref.slabs(runs, padded, base))
             total = sum(size_bytes for *_, size_bytes in specs)
             made.append(
                 {
                     "layout": name,
                     "layers": runs,
                     "padded": padded,
+                    "base": base,
                     "slabs": specs,
                     "total_bytes": total,
                     "chunk_bytes": ref.cache_chunk_bytes(total),
@@ -229,6 +234,38 @@ def _receipt() -> Json:
         "body": body,
         "signature": receipt["signature"],
         "block": ref.receipt_region(receipt).hex(),
+    }
+
+
+def _resume() -> Json:
+    """Section 21: a query, its answer, a head, each with its bytes in a body."""
+    request = RequestCase()
+    ids: Json = {
+        "version": 1,
+        "transfer_id": request.public_manifest()["transfer_id"],
+        "manifest_sha256": request.manifest_digest.hex(),
+    }
+    query = {
+        **ids,
+        "keyset_digest": world.KEYSET_DIGEST.hex(),
+        "sender_id": ref.sender_id(world.KEYSET_DIGEST, ref.public(world.DEVICE)),
+        "server_nonce": world.secret("resume nonce").hex(),
+        "signature": "0" * 128,
+    }
+    head = {**query, "request_from": 2, "reply_from": 0}
+    query["signature"] = ref.sign(world.DEVICE, "transfer-state", ref.canonical(query)).hex()
+    head["signature"] = ref.sign(world.DEVICE, "transfer-resume", ref.canonical(head)).hex()
+    body = {**ids, "server_nonce": query["server_nonce"], "state": "open", "request_chunks": 2}
+    answer = {"body": body, "signature": ref.sign(world.RECEIPT, "transfer-state-answer", ref.canonical(body)).hex()}
+    return {
+        "device_private_key": world.secret("device").hex(),
+        "receipt_private_key": world.secret("receipt").hex(),
+        "query": query,
+        "query_body": ref.prefixed(ref.canonical(query)).hex(),
+        "answer": answer,
+        "answer_body": ref.canonical(answer).hex(),
+        "head": head,
+        "head_bytes": ref.prefixed(ref.canonical(head)).hex(),
     }
 
 

@@ -23,6 +23,7 @@ import cases_layout
 import cases_manifest
 import cases_recipient
 import cases_reply
+import cases_turns
 from derived import derivations
 from reference import Json
 from vector import context, numbered
@@ -39,6 +40,7 @@ PARTS = (
     cases_manifest,
     cases_reply,
     cases_layout,
+    cases_turns,
 )
 
 

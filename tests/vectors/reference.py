@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -161,6 +162,11 @@ def pad_tokens(true_tokens: int) -> int:
     return ceil_to(ceil_to(tokens, 2 ** (exponent - exponent.bit_length())), 64)
 
 
+def padme(size: int) -> int:
+    exponent = size.bit_length() - 1
+    return ceil_to(size, 2 ** (exponent - exponent.bit_length()))
+
+
 def expanded(runs: list[Json]) -> list[Json]:
     return [run for run in runs for _ in range(run["count"])]
 
@@ -179,29 +185,58 @@ def held_rows(layer: Json, tensor: Json, tokens: int) -> int:
     return rules[tensor["rows"]]()
 
 
-def slabs(runs: list[Json], padded: int) -> Iterator[tuple[int, str, int, int, int]]:
+def slabs(runs: list[Json], padded: int, base: int = 0) -> Iterator[tuple[int, str, int, int, int]]:
     """Yield (layer, tensor, start, stop, bytes)."""
+    whole = pad_tokens(padded) if base else padded
     tensors = [(i, layer, tensor) for i, layer in enumerate(expanded(runs)) for tensor in layer["tensors"]]
     found: list[tuple[int, Json, int, int]] = []
-    for start in range(0, padded, 512):
+    for start in range(base, padded, 512):
         stop = min(start + 512, padded)
         for index, layer, tensor in tensors:
             if tensor["rows"] == "tokens":
                 found.append((index, tensor, start, stop))
             if tensor["rows"] == "entries":
-                found.append((index, tensor, start // layer["stride"], stop // layer["stride"]))
+                first, last = (_entries(layer["stride"], at, base, padded) for at in (start, stop))
+                found.append((index, tensor, first, last))
     for index, layer, tensor in tensors:
         if tensor["rows"] == "window":
-            found.append((index, tensor, 0, min(layer["window"] - 1, padded)))
+            found.append((index, tensor, 0, min(layer["window"] - 1, whole)))
     for index, layer, tensor in tensors:
         if tensor["rows"] == "remainder":
-            found.append((index, tensor, 0, min(layer["stride"] - 1, padded)))
+            found.append((index, tensor, 0, min(layer["stride"] - 1, whole)))
         if tensor["rows"] in {"overlap", "fixed"}:
-            found.append((index, tensor, 0, held_rows(layer, tensor, padded)))
+            found.append((index, tensor, 0, held_rows(layer, tensor, whole)))
     for index, tensor, start, stop in found:
         if start < stop:
             row = math.prod(tensor["before"]) * math.prod(tensor["after"]) * ITEM_BYTES[tensor["dtype"]]
             yield index, tensor["name"], start, stop, row * (stop - start)
+
+
+def lossless_slab(raw: bytes, item: int) -> bytes:
+    """Return a slab of codec `lossless`: the second form where it is shorter, behind its length."""
+    words = [int.from_bytes(raw[start : start + item], "little") for start in range(0, len(raw), item)]
+    turned = [(word << 1 | word >> (8 * item - 1)) % (1 << 8 * item) for word in words]
+    *lower, top = (bytes(word >> (8 * index) & 255 for word in turned) for index in range(item))
+    second = b"\x01" + b"".join(lower) + zstd_runs(top)
+    slab = min(second, b"\x00" + raw, key=len)
+    return len(slab).to_bytes(4, "little") + slab
+
+
+def zstd_runs(data: bytes) -> bytes:
+    """Return a zstd frame of less than 65,792 bytes of runs, each an RLE block (RFC 8878 section 3.1.1)."""
+    size = bytes([0x20, len(data)]) if len(data) < 256 else b"\x60" + (len(data) - 256).to_bytes(2, "little")
+    runs = [(byte, sum(1 for _ in run)) for byte, run in itertools.groupby(data)]
+    blocks = [
+        ((index == len(runs) - 1) | 1 << 1 | count << 3).to_bytes(3, "little") + bytes([byte])
+        for index, (byte, count) in enumerate(runs)
+    ]
+    return bytes.fromhex("28b52ffd") + size + b"".join(blocks)
+
+
+def _entries(stride: int, at: int, base: int, padded: int) -> int:
+    if base == 0:
+        return at // stride
+    return base // stride + (at - base) // stride + (1 if at == padded else 0)
 
 
 def token_slab(token_ids: list[int], padded: int) -> bytes:

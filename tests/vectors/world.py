@@ -188,6 +188,16 @@ def cache_contents(
     return bytes(data)
 
 
+def lossless_slabs(layout: str) -> list[bytes]:
+    """Return the slabs of `cache_contents` in codec `lossless`, each behind its length."""
+    layers, data, made = ref.expanded(LAYOUTS[layout]), cache_contents(layout), []
+    for index, name, _, _, size in ref.slabs(LAYOUTS[layout], PADDED_TOKENS):
+        form = next(x for x in layers[index]["tensors"] if x["name"] == name)
+        made.append(ref.lossless_slab(data[:size], ref.ITEM_BYTES[form["dtype"]]))
+        data = data[size:]
+    return made
+
+
 def frames_of(answer: list[int], *, max_new_tokens: int = MAX_NEW_TOKENS) -> list[bytes]:
     made = [ref.frame(1, ref.u32(token)) for token in answer] + [ref.frame(2, b"\x01")]
     return made + [ref.frame(0)] * (ref.frame_count(max_new_tokens) - len(made))
@@ -275,7 +285,14 @@ class RequestCase:
             "log_checkpoint": ref.sha256(b"checkpoint").hex(),
             "model": MODEL,
             "numerics": NUMERICS,
-            "session": {"session_id": secret("session", 16).hex(), "turn": 0, "parent_root": "", "base_tokens": 0},
+            "session": {
+                "session_id": secret("session", 16).hex(),
+                "turn": 0,
+                "parent_root": "",
+                "base_tokens": 0,
+                "keep": False,
+            },
+            "public": False,
             "tokens": {"true": TRUE_TOKENS, "padded": PADDED_TOKENS},
             "steps": [[0, 16], [16, TRUE_TOKENS]],
             "cache": {"layers": LAYOUTS[self.layout]} if is_decode else None,
@@ -344,6 +361,7 @@ class ReplyCase:
     kind: str = "cache"
     asked: str = ""
     layout: str = "full"
+    codec: str = "raw"
     chunk_bytes: int = 512
     head: Json = field(default_factory=dict)
     sealed: Json = field(default_factory=dict)
@@ -366,7 +384,8 @@ class ReplyCase:
     def request(self) -> RequestCase:
         """The honest request that this answers."""
         is_decode = (self.asked or self.kind) == "tokens"
-        return RequestCase(kind="decode" if is_decode else "prefill", layout=self.layout)
+        sealed = {} if self.codec == "raw" else {"codec": self.codec}
+        return RequestCase(kind="decode" if is_decode else "prefill", layout=self.layout, sealed=sealed)
 
     def sealed_manifest(self) -> Json:
         is_cache, is_refusal = self.kind == "cache", self.kind == "refusal"
@@ -375,7 +394,7 @@ class ReplyCase:
             "version": 1,
             "kind": self.kind,
             "request_manifest_sha256": self.request.sealed_digest.hex(),
-            "codec": "raw",
+            "codec": self.codec,
             "model": None if is_refusal else MODEL,
             "numerics": None if is_refusal else NUMERICS,
             "tokens": {"true": TRUE_TOKENS, "padded": PADDED_TOKENS} if is_cache else None,

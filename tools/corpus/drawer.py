@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from tools.corpus import words
+from tools.corpus.marked import capitalised
 
 __all__ = ["Drawer", "Split", "is_held_out"]
 
@@ -144,6 +145,42 @@ class Drawer:
     def drug(self) -> str:
         """Draw a made-up drug."""
         return self.draw(lambda: self.syllables(1, 2) + self.pick(words.DRUG_ENDINGS)).capitalize()
+
+    def label(self) -> str:
+        """Draw the noun of a field: a plain noun, or a noun after another word or a made-up one."""
+        share, noun = self.rng.random(), self.pick(words.LABEL_NOUNS)
+        if share < 0.2:
+            return noun
+        if share < 0.35:
+            return self.draw(lambda: f"{self.syllables(1, 2)} {self.pick(words.LABEL_NOUNS)}")
+        return self.draw(lambda: f"{self.pick(words.LABEL_ADJECTIVES)} {self.pick(words.LABEL_NOUNS)}")
+
+    def time(self) -> str:
+        """Draw a time of day; of either split."""
+        return f"{self.rng.randint(0, 23):02d}:{self.rng.randint(0, 59):02d}"
+
+    def measure(self) -> str:
+        """Draw a number and its unit; of either split."""
+        unit = self.pick(("units", "kg", "km", "days", "weeks", "months", "hours", "minutes", "W", "cm", "litres", "%"))
+        return f"{self.rng.randint(1, 9)}{self.digits(self.rng.randint(0, 2))} {unit}"
+
+    def thing(self) -> str:
+        """Draw a thing, animal or place with a made-up name or number."""
+        thing, share = self.pick(words.THINGS), self.rng.random()
+        if share < 0.3:
+            return f"{capitalised(thing)} {self.draw(lambda: self.digits(self.rng.randint(1, 4)))}"
+        return f"{self.word()} {thing}" if share < 0.65 else f"{self.pick(words.CITIES)} {self.word(1, 2)} {thing}"
+
+    def value(self) -> str:
+        """Draw a value of any kind, for a field whose noun says nothing of its kind."""
+        draws = (
+            *(self.time, self.measure, self.date, self.amount, self.phone, self.word, self.name, self.company),
+            *(self.account, self.password, lambda: self.number(self.rng.randint(2, 6)), self.product, self.dose),
+            *((lambda: self.code(self.pick("ABCDEFGHKLMPRSTVX"))), self.email, self.address, self.drug),
+            *(lambda: self.pick(words.VALUES),) * 4,
+            *(lambda: f"{self.pick('ABCDEFGHK')}{self.rng.randint(1, 99)}",) * 2,
+        )
+        return self.pick(draws)()
 
     def dose(self) -> str:
         """Draw a strength and how often it is taken; of either split."""

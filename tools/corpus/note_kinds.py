@@ -4,40 +4,39 @@ from __future__ import annotations
 
 from tools.corpus import words
 from tools.corpus.drawer import Drawer
+from tools.corpus.marked import capitalised
 from tools.corpus.schema import Field, NoteKind
 
-__all__ = ["DOSE", "MEDICATION", "NOTE_KINDS"]
+__all__ = ["DOSE", "MEDICATION", "NOTE_KINDS", "free_kind", "free_name_labels"]
 
 # Identity and contact.
 BIRTH_DATE = Field(("DOB", "Date of birth", "Born"), ("date of birth", "birth date"), Drawer.date)
-PHONE = Field(("Phone", "Tel", "Phone number"), ("phone number", "telephone number"), Drawer.phone, identifies=True)
-EMAIL = Field(("Email", "E-mail"), ("email", "email address"), Drawer.email, identifies=True)
+PHONE = Field(("Phone", "Tel", "Phone number"), ("phone number", "telephone number"), Drawer.phone)
+EMAIL = Field(("Email", "E-mail"), ("email", "email address"), Drawer.email)
 ADDRESS = Field(("Address", "Home address"), ("address", "home address"), Drawer.address)
-NATIONAL_ID = Field(("SSN", "National id"), ("SSN", "national id"), Drawer.national_id, identifies=True)
+NATIONAL_ID = Field(("SSN", "National id"), ("SSN", "national id"), Drawer.national_id)
 
 # Health.
 DIAGNOSIS = Field(("Diagnosis", "Condition"), ("diagnosis", "condition"), lambda d: d.pick(words.CONDITIONS))
-MEDICATION = Field(
-    ("Medication", "Drug", "Prescribed"), ("medication", "prescribed drug"), Drawer.drug, identifies=True
-)
+MEDICATION = Field(("Medication", "Drug", "Prescribed"), ("medication", "prescribed drug"), Drawer.drug)
 DOSE = Field(("Dosage", "Dose"), ("dosage", "dose"), Drawer.dose)
-ALLERGY = Field(("Allergy", "Allergies"), ("allergy",), lambda d: d.pick(words.ALLERGIES))
+ALLERGY = Field(("Allergy",), ("allergy",), lambda d: d.pick(words.ALLERGIES))
 DOCTOR = Field(("Doctor", "Physician"), ("doctor", "physician"), lambda d: f"Dr. {d.word()}")
 VISIT = Field(("Visit", "Last visit"), ("visit date", "last visit"), Drawer.date)
 
 # Money.
-CARD = Field(("Card", "Card number"), ("card number", "credit card number"), Drawer.card, identifies=True)
-IBAN = Field(("IBAN", "Account IBAN"), ("IBAN", "bank account"), Drawer.iban, identifies=True)
-ACCOUNT = Field(("Account", "Account id"), ("account id", "account"), Drawer.account, identifies=True)
+CARD = Field(("Card", "Card number"), ("card number", "credit card number"), Drawer.card)
+IBAN = Field(("IBAN", "Account IBAN"), ("IBAN",), Drawer.iban)
+ACCOUNT = Field(("Account id", "Account number"), ("account id", "account number"), Drawer.account)
 AMOUNT = Field(("Amount", "Total"), ("amount", "total"), Drawer.amount)
 REFUND = Field(("Refund",), ("refund", "refund amount"), Drawer.amount)
 PAYEE = Field(("Beneficiary", "Paid to"), ("beneficiary", "payee"), Drawer.name)
 REASON = Field(("Reason", "Purpose"), ("reason", "purpose"), lambda d: d.pick(words.REASONS))
 TRANSFER_DATE = Field(("Transfer date", "Executed on"), ("transfer date", "execution date"), Drawer.date)
-REFERENCE = Field(("Reference", "Ref"), ("reference", "reference number"), lambda d: d.code("REF"), identifies=True)
+REFERENCE = Field(("Reference", "Ref"), ("reference", "reference number"), lambda d: d.code("REF"))
 
 # Orders and contracts.
-ORDER = Field(("Order", "Order number"), ("order number", "order"), lambda d: d.code("ORD"), identifies=True)
+ORDER = Field(("Order", "Order number"), ("order number",), lambda d: d.code("ORD"))
 PRODUCT = Field(("Product", "Item"), ("product", "item"), Drawer.product)
 ISSUE = Field(("Issue", "Problem"), ("issue", "problem"), lambda d: d.pick(words.ISSUES))
 PASSWORD = Field(("Password", "Temporary password"), ("password", "temporary password"), Drawer.password)
@@ -46,7 +45,7 @@ SUBJECT = Field(("Subject", "Services"), ("subject", "services"), lambda d: d.pi
 CONTRACT_VALUE = Field(("Contract value", "Value"), ("contract value", "value"), Drawer.amount)
 START_DATE = Field(("Start date", "Starts"), ("start date",), Drawer.date)
 END_DATE = Field(("End date", "Ends"), ("end date",), Drawer.date)
-POLICY = Field(("Policy", "Policy number"), ("policy number", "policy"), lambda d: d.code("POL"), identifies=True)
+POLICY = Field(("Policy", "Policy number"), ("policy number",), lambda d: d.code("POL"))
 
 # Work.
 JOB = Field(("Role", "Position"), ("role", "position"), lambda d: d.pick(words.JOBS))
@@ -101,3 +100,24 @@ NOTE_KINDS = (
         fields=(POLICY, AMOUNT, VISIT, REASON, PHONE, EMAIL, ACCOUNT, ADDRESS),
     ),
 )
+
+_FREE_FIELDS = 9
+_FREE_NAME_LABELS = (("Name",), ("Guest",), ("Member",), ("Owner",), ("Holder",), ("Visitor",), ("Driver",), ("For",))
+
+
+def free_name_labels() -> tuple[str, ...]:
+    """Return what stands before the name in a note of a free kind."""
+    return tuple(label for labels in _FREE_NAME_LABELS for label in labels)
+
+
+def free_kind(drawer: Drawer) -> NoteKind:
+    """Draw a kind of note whose fields have any noun and any value, so that labels are read and not remembered."""
+    nouns = {drawer.label(): None for _ in range(_FREE_FIELDS)}
+    name_labels = drawer.pick(_FREE_NAME_LABELS)
+    return NoteKind(
+        title=drawer.pick(words.RECORD_TITLES),
+        name_labels=name_labels,
+        person=name_labels[0].lower() if name_labels[0] not in ("Name", "For") else "person",
+        id_prefix=drawer.pick("ABCDEFGHKLMPRSTVX") + drawer.pick("ABCDEFGHKLMPRSTVX"),
+        fields=tuple(Field((capitalised(noun),), (noun,), Drawer.value) for noun in nouns),
+    )

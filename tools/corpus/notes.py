@@ -1,81 +1,116 @@
-"""Private notes: a record of one person, as a form or as prose, and the questions that it answers."""
+"""Private notes: a record of one person, as a form or as prose, with its facts marked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tools.corpus import words
 from tools.corpus.drawer import Drawer
-from tools.corpus.note_kinds import DOSE, MEDICATION, NOTE_KINDS
+from tools.corpus.marked import Fact, Passage, capitalised, fill
+from tools.corpus.note_kinds import DOSE, MEDICATION, NOTE_KINDS, free_kind
 from tools.corpus.schema import Field, NoteKind
 
-__all__ = ["Note", "ask_note", "capitalised", "make_note"]
+__all__ = ["TEMPLATES", "Link", "Note", "make_note"]
 
-_OPENINGS = (
+_FORM_HEADS = (
+    "{title} {record_id}\n{name_label}: {name}",
+    "{title} {record_id}\n{name_label}: {name}",
+    "{title}\n{name_label}: {name}",
+    "{name_label}: {name}",
+    "{name}",
+)
+_PROSE_HEADS = (
     "{title} {record_id} for {name}.",
     "{person_capitalised} {name}, {title_lower} {record_id}.",
     "{title} {record_id} about {person} {name}.",
+    "{title} for {name}.",
 )
 _STATEMENTS = (
+    "The {noun} of {name} is {value}.",
     "The {noun} of {name} is {value}.",
     "{name} has {noun} {value}.",
     "The {noun} is {value}.",
     "{noun_capitalised}: {value}.",
+    "{pronoun} {noun} is {value}.",
     "We noted the {noun} as {value}.",
     "The {noun} on file is {value}.",
 )
-_ASK_BY_NAME = (
-    "What is the {noun} of {name}?",
-    "{noun} of {name}?",
-    "Give me the {noun} of {name}.",
-    "Tell me the {noun} for {name}.",
-    "{name}: {noun}?",
-    "What {noun} does {name} have?",
-)
-_ASK_BY_ID = ("What is the {noun} in {record_id}?", "{record_id}: {noun}?", "Give me the {noun} for {record_id}.")
-_ASK_ALONE = ("What is the {noun}?", "Give me the {noun}.", "{noun}?")
-_ASK_FOR_NAME = ("Who is the {person} in {record_id}?", "{record_id}: name?")
-_ASK_FOR_ID = ("What is the record id of {name}?", "{name}: record id?")
+_PRONOUNS = ("Her", "His", "Their")
+TEMPLATES = (*_FORM_HEADS, *_PROSE_HEADS, *_STATEMENTS, *_PRONOUNS)
+_FREE_SHARE = 0.4
+_REMARK_SHARE = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A field that every table's key can fill: what the note calls it, and the key."""
+
+    nouns: tuple[str, ...]
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One note; `values` are spans of `text`."""
+    """One note about `name`; `link` is the fact that names a row of the table, where there is one."""
 
-    text: str
-    kind: NoteKind
     name: str
-    record_id: str
-    values: Mapping[Field, str]
+    passage: Passage
+    link: Fact | None
 
 
-def capitalised(text: str) -> str:
-    """Raise the first letter and leave the rest as it is."""
-    return text[0].upper() + text[1:]
-
-
-def make_note(drawer: Drawer, *, field_count: int | None = None) -> Note:
-    """Draw one note of 3 to 6 fields, or of at most `field_count`."""
-    kind = drawer.pick(NOTE_KINDS)
+def make_note(drawer: Drawer, *, field_count: int | None = None, link: Link | None = None) -> Note:
+    """Draw one note of 3 to 8 fields, or of at most `field_count`; `link` adds a field that names a table's row."""
+    kind = free_kind(drawer) if drawer.rng.random() < _FREE_SHARE else drawer.pick(NOTE_KINDS)
     name, record_id = drawer.name(), drawer.code(kind.id_prefix)
-    count = field_count or drawer.rng.randint(3, 6)
-    fields = drawer.rng.sample(kind.fields, min(count, len(kind.fields)))
+    values = _draw_values(drawer, kind, field_count or drawer.rng.choice((3, 4, 4, 5, 5, 6, 7, 8)), link)
+    write = _form if drawer.rng.random() < 0.6 else _prose
+    passage = write(drawer, kind, name, record_id, values)
+    named = None
+    if link is not None:
+        named = next(fact for fact in passage.facts if fact.nouns == link.nouns)
+    return Note(name, passage, named)
+
+
+def _draw_values(drawer: Drawer, kind: NoteKind, count: int, link: Link | None) -> dict[Field, str]:
+    allowed = kind.fields
+    if link is not None:
+        allowed = tuple(field for field in kind.fields if not set(field.nouns) & set(link.nouns))
+    fields = drawer.rng.sample(allowed, min(count, len(allowed)))
     # A dose says nothing without its medication.
-    if DOSE in fields and MEDICATION not in fields:
+    if DOSE in fields and MEDICATION not in fields and MEDICATION in allowed:
         fields[fields.index(DOSE)] = MEDICATION
     values = {field: field.draw(drawer) for field in fields}
-    write = _form if drawer.rng.random() < 0.5 else _prose
-    return Note(write(drawer, kind, name, record_id, values), kind, name, record_id, values)
+    if link is not None:
+        field = Field(tuple(capitalised(noun) for noun in link.nouns), link.nouns, lambda _: link.key)
+        items = list(values.items())
+        items.insert(drawer.rng.randint(0, len(items)), (field, link.key))
+        values = dict(items)
+    return values
 
 
-def _form(drawer: Drawer, kind: NoteKind, name: str, record_id: str, values: Mapping[Field, str]) -> str:
-    lines = [f"{kind.title} {record_id}", f"{drawer.pick(kind.name_labels)}: {name}"]
-    lines += [f"{drawer.pick(field.labels)}: {value}" for field, value in values.items()]
-    return "\n".join(lines) + "\n"
+def _form(drawer: Drawer, kind: NoteKind, name: str, record_id: str, values: Mapping[Field, str]) -> Passage:
+    text, spans = fill(
+        drawer.pick(_FORM_HEADS),
+        title=kind.title,
+        record_id=record_id,
+        name_label=drawer.pick(kind.name_labels),
+        name=name,
+    )
+    facts = []
+    for field, value in values.items():
+        line, marks = fill("\n{label}: {value}", label=drawer.pick(field.labels), value=value)
+        start, text = len(text), text + line
+        label_span, value_span = marks["label"].moved(start), marks["value"].moved(start)
+        facts.append(Fact(name, field.nouns, value, (spans["name"],), label_span, value_span))
+    if drawer.rng.random() < _REMARK_SHARE:
+        text += f"\n{drawer.pick(words.REMARKS)}"
+    return Passage(text, tuple(facts))
 
 
-def _prose(drawer: Drawer, kind: NoteKind, name: str, record_id: str, values: Mapping[Field, str]) -> str:
-    opening = drawer.pick(_OPENINGS).format(
+def _prose(drawer: Drawer, kind: NoteKind, name: str, record_id: str, values: Mapping[Field, str]) -> Passage:
+    text, spans = fill(
+        drawer.pick(_PROSE_HEADS),
         title=kind.title,
         title_lower=kind.title.lower(),
         person=kind.person,
@@ -83,30 +118,22 @@ def _prose(drawer: Drawer, kind: NoteKind, name: str, record_id: str, values: Ma
         name=name,
         record_id=record_id,
     )
-    sentences = [opening]
+    named, facts, pronoun = [spans["name"]], [], drawer.pick(_PRONOUNS)
     for field, value in values.items():
         noun = drawer.pick(field.nouns)
-        form = drawer.pick(_STATEMENTS)
-        sentences.append(form.format(noun=noun, noun_capitalised=capitalised(noun), name=name, value=value))
-    return " ".join(sentences) + "\n"
-
-
-def ask_note(drawer: Drawer, note: Note, *, alone: bool) -> tuple[str, str]:
-    """Draw a question about the note and its answer; `alone` permits questions that name nobody."""
-    share = drawer.rng.random()
-    if share < 0.08:
-        return drawer.pick(_ASK_FOR_NAME).format(person=note.kind.person, record_id=note.record_id), note.name
-    if share < 0.14:
-        return drawer.pick(_ASK_FOR_ID).format(name=note.name), note.record_id
-    field = drawer.pick(list(note.values))
-    value, noun = note.values[field], drawer.pick(field.nouns)
-    if share < 0.22 and field.identifies:
-        return f"Who has {noun} {value}?", note.name
-    form = drawer.pick(_forms(share, alone=alone))
-    return capitalised(form.format(noun=noun, name=note.name, record_id=note.record_id)), value
-
-
-def _forms(share: float, *, alone: bool) -> tuple[str, ...]:
-    if alone and share < 0.5:
-        return _ASK_ALONE
-    return _ASK_BY_NAME if share < 0.75 else _ASK_BY_ID
+        sentence, marks = fill(
+            drawer.pick(_STATEMENTS),
+            noun=noun,
+            noun_capitalised=capitalised(noun),
+            name=name,
+            pronoun=pronoun,
+            value=value,
+        )
+        start, text = len(text) + 1, f"{text} {sentence}"
+        if "name" in marks:
+            named.append(marks["name"].moved(start))
+        noun_span = (marks.get("noun") or marks["noun_capitalised"]).moved(start)
+        facts.append(Fact(name, field.nouns, value, tuple(named), noun_span, marks["value"].moved(start)))
+    if drawer.rng.random() < _REMARK_SHARE:
+        text += f" {drawer.pick(words.REMARKS)}"
+    return Passage(text, tuple(facts))

@@ -9,29 +9,38 @@ from typing import Literal
 
 from splitinfer.handoff import Label, Role, Segment
 from tools.corpus.drawer import Drawer, Split
-from tools.corpus.notes import Note, ask_note, make_note
+from tools.corpus.marked import Passage
+from tools.corpus.notes import Link, Note, make_note
+from tools.corpus.questions import Question, Source, ask, ask_alone, ask_through
 from tools.corpus.tables import Table
 
-__all__ = ["Context", "CountTokens", "Kind", "Question", "held_out_context", "held_out_prompts", "make_context"]
+__all__ = ["Context", "CountTokens", "Kind", "held_out_context", "held_out_prompts", "make_context"]
 
-Kind = Literal["notes", "table", "both"]
+# notes: notes alone; table: a document alone; both: questions that need document and note; mixed: of every sort.
+Kind = Literal["notes", "table", "both", "mixed"]
 CountTokens = Callable[[str], int]
 
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question and the span of the context that answers it."""
-
-    text: str
-    answer: str
+_LINK_SHARE = 0.75
+_ALONE_SHARE = 0.35
+_DOCUMENT_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A document, notes, or both, with questions about them."""
+    """A document, notes, or both, with questions about them; the document is the first of the passages."""
 
-    segments: tuple[Segment, ...]
+    passages: tuple[Passage, ...]
+    has_document: bool
     questions: tuple[Question, ...]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The passages as segments of a prompt, the question left out."""
+        roles = [Role.DOCUMENT if self.has_document and not index else Role.NOTE for index in range(len(self.passages))]
+        return tuple(
+            Segment(role, passage.text, *((Label.PUBLIC, "table") if role is Role.DOCUMENT else ()))
+            for role, passage in zip(roles, self.passages, strict=True)
+        )
 
 
 def make_context(
@@ -39,60 +48,81 @@ def make_context(
 ) -> Context:
     """Draw a context of about `tokens` tokens and up to `questions` different questions about it."""
     drawer = Drawer(rng, split=split)
-    segments, used, table = [], 1, None
+    table, used = None, 1
     if kind != "notes":
-        table, text = _table(drawer, tokens if kind == "table" else int(tokens * 0.55), count_tokens)
-        segments.append(Segment(Role.DOCUMENT, text, Label.PUBLIC, "table"))
-        used += 1 + count_tokens(text)
-    notes = [] if kind == "table" else _notes(drawer, tokens, used, count_tokens)
-    segments += [Segment(Role.NOTE, note.text) for note in notes]
-    return Context(tuple(segments), tuple(_questions(drawer, table, notes, questions)))
+        table = _table(drawer, tokens if kind == "table" else int(tokens * _DOCUMENT_SHARE), count_tokens)
+        used += 2 + count_tokens(table.passage.text)
+    notes = [] if kind == "table" else _notes(drawer, tokens, used, count_tokens, table)
+    passages = ([table.passage] if table is not None else []) + [note.passage for note in notes]
+    asked = _questions(drawer, table, notes, questions, kind)
+    return Context(tuple(passages), table is not None, tuple(asked))
 
 
-def _table(drawer: Drawer, limit: int, count_tokens: CountTokens) -> tuple[Table, str]:
+def _table(drawer: Drawer, limit: int, count_tokens: CountTokens) -> Table:
     # Some kinds have fewer keys than a long document has rows; another table is drawn then.
     while True:
         table = Table(drawer)
-        text = _fill(table, limit, count_tokens)
-        if text is not None:
-            return table, text
+        if _fill(table, limit, count_tokens):
+            return table
 
 
-def _fill(table: Table, limit: int, count_tokens: CountTokens) -> str | None:
-    text, used = table.head, 2 + count_tokens(table.head)
+def _fill(table: Table, limit: int, count_tokens: CountTokens) -> bool:
+    used = 2 + count_tokens(table.passage.text)
     while (row := table.add_row()) is not None:
         row_tokens = count_tokens(row)
-        text, used = text + row, used + row_tokens
+        used += row_tokens
         if used + row_tokens * 0.6 > limit:
-            return text
-    return None
+            return True
+    return False
 
 
-def _notes(drawer: Drawer, tokens: int, used: int, count_tokens: CountTokens) -> list[Note]:
+def _notes(drawer: Drawer, tokens: int, used: int, count_tokens: CountTokens, table: Table | None) -> list[Note]:
     notes: dict[str, Note] = {}
+    taken = set(table.keys) if table is not None else set()
     while True:
         room = tokens - used
-        note = make_note(drawer, field_count=None if room > 70 else max(1, min(4, int(room / 14))))
-        if note.name in notes:
+        link = None
+        if table is not None and (not notes or drawer.rng.random() < _LINK_SHARE):
+            link = Link(table.kind.link_nouns, drawer.pick(table.keys))
+        note = make_note(drawer, field_count=None if room > 100 else max(1, min(4, int(room / 16))), link=link)
+        if note.name in notes or note.name in taken:
             continue
         notes[note.name] = note
-        note_tokens = 1 + count_tokens(note.text)
+        note_tokens = 2 + count_tokens(note.passage.text)
         used += note_tokens
         if used + note_tokens * 0.6 > tokens:
             return list(notes.values())
 
 
-def _questions(drawer: Drawer, table: Table | None, notes: list[Note], count: int) -> list[Question]:
+def _questions(drawer: Drawer, table: Table | None, notes: list[Note], count: int, kind: Kind) -> list[Question]:
     found: dict[str, Question] = {}
     for _ in range(count * 4):
-        if table is not None and (not notes or drawer.rng.random() < 0.5):
-            text, answer = table.ask()
-        else:
-            text, answer = ask_note(drawer, drawer.pick(notes), alone=len(notes) == 1)
-        found.setdefault(text, Question(text, answer))
+        question = _question(drawer, table, notes, kind)
+        found.setdefault(question.text, question)
         if len(found) == count:
             break
     return list(found.values())
+
+
+def _question(drawer: Drawer, table: Table | None, notes: list[Note], kind: Kind) -> Question:
+    share = 1.0 if kind == "both" else drawer.rng.random()
+    linked = [index for index, note in enumerate(notes) if note.link is not None]
+    first_note = 0 if table is None else 1
+    if table is not None and linked and share > 0.5:
+        index = drawer.pick(linked)
+        via = notes[index].link
+        assert via is not None  # noqa: S101
+        cells = [fact for fact in table.passage.facts if fact.owner == via.value]
+        return ask_through(drawer, Source(0, drawer.pick(cells)), Source(first_note + index, via))
+    if table is not None and (not notes or share < 0.25):
+        return ask(drawer, Source(0, drawer.pick(table.passage.facts)), in_table=True)
+    index = drawer.rng.randrange(len(notes))
+    fact = drawer.pick(notes[index].passage.facts)
+    source = Source(first_note + index, fact)
+    in_table = {noun for other in (table.passage.facts if table is not None else ()) for noun in other.nouns}
+    if len(notes) == 1 and not in_table & set(fact.nouns) and drawer.rng.random() < _ALONE_SHARE:
+        return ask_alone(drawer, source)
+    return ask(drawer, source, in_table=False)
 
 
 def held_out_context(seed: int, *, tokens: int, kind: Kind, questions: int, count_tokens: CountTokens) -> Context:
@@ -106,7 +136,7 @@ def held_out_prompts(count: int, seed: int) -> list[tuple[list[Segment], str]]:
     prompts = []
     for index in range(count):
         context = held_out_context(
-            seed * 1_000_003 + index, tokens=150, kind="both", questions=1, count_tokens=lambda text: len(text) // 3
+            seed * 1_000_003 + index, tokens=150, kind="mixed", questions=1, count_tokens=lambda text: len(text) // 3
         )
         question = context.questions[0]
         segments = [*context.segments, Segment(Role.QUESTION, question.text)]

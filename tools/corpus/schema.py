@@ -7,22 +7,18 @@ from dataclasses import dataclass
 
 from tools.corpus.drawer import Drawer
 
-__all__ = ["Column", "Draw", "Field", "NoteKind", "TableKind"]
+__all__ = ["Draw", "Field", "NoteKind", "TableKind"]
 
 Draw = Callable[[Drawer], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One fact of a note: `labels` name it in a form, `nouns` in prose and in questions.
-
-    A value that `identifies` its person may be asked about the other way round: "Who has phone number ...?".
-    """
+    """One fact of a note or column of a table: `labels` name it in a form, `nouns` in sentences and questions."""
 
     labels: tuple[str, ...]
     nouns: tuple[str, ...]
     draw: Draw
-    identifies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +33,13 @@ class NoteKind:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One column of a table: its heading, its noun in sentences and questions, and its values."""
-
-    heading: str
-    noun: str
-    draw: Draw
-
-
-@dataclass(frozen=True, slots=True)
 class TableKind:
-    """One kind of table: `title` has a place for {company}, rows are found by their key."""
+    """One kind of table; rows are found by their key.
+
+    `title` has a place for {company}; `link_nouns` are what a note calls a key of this table.
+    """
 
     title: str
     draw_key: Draw
-    columns: tuple[Column, ...]
+    link_nouns: tuple[str, ...]
+    columns: tuple[Field, ...]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from tokenizers import Tokenizer
 
-from tools.training.corpus.prompts import Kind, held_out_context
+from tools.corpus.prompts import Kind, held_out_context
 from tools.training.network import Network
 from tools.training.rows import ASSISTANT, BOS, DOC, END, NOTE, USER
 

@@ -25,7 +25,7 @@ from tools.training.network import Network
 from tools.training.recipe import Recipe
 from tools.training.rows import Aim, Batch, Encoder, collated
 
-__all__ = ["Trainer", "look_losses", "token_loss"]
+__all__ = ["Trainer", "apart", "look_losses", "token_loss"]
 
 
 def token_loss(hidden: Tensor, batch: Batch, embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,6 +52,13 @@ def look_losses(query: Tensor, key: Tensor, queries: Tensor, targets: Tensor) ->
     aims = targets[asked]
     on_target = scores.gather(1, aims.clamp(min=0)).masked_fill(aims < 0, float("-inf"))
     return scores.logsumexp(-1) - on_target.logsumexp(-1)
+
+
+def apart(losses: Tensor, rests: Tensor) -> Tensor:
+    """Return the mean of two means: of the queries that look for something, and of those that should rest."""
+    if rests.all() or not rests.any():
+        return losses.mean()
+    return (losses[~rests].mean() + losses[rests].mean()) / 2
 
 
 @dataclass(slots=True)
@@ -147,12 +154,14 @@ class Trainer:
         probes = self.recipe.probes()
         hidden, found = self.network(batch.ids, batch.positions, [p for group in probes.values() for p in group])
         loss, hits = token_loss(hidden, batch, self.network.embedding)
-        looks = {}
+        looks, are_apart = {}, self.recipe.rests_apart(self.step)
         for aim, group in probes.items():
             for probe in group:
                 losses = look_losses(*found[probe], *batch.looks[aim])
                 if losses.numel():
-                    looks[aim, probe.head] = losses.mean()
+                    targets = batch.looks[aim][1][:, :, 0]
+                    rests = (targets == 0)[targets >= 0]
+                    looks[aim, probe.head] = apart(losses, rests) if are_apart else losses.mean()
         return loss, looks, hits
 
     def _share_gradients(self) -> None:

@@ -12,19 +12,41 @@ from tools.training.rows import Aim, Stage
 __all__ = ["Recipe"]
 
 _ROW_TOKENS = (64, 128, 256, 512, 1024, 2048)
-# (from this step on, tokens a process, shares of the row sizes above): short rows first, until choosing and copying
-# are there; then longer ones, which teach to choose among many.
-_SHARES = (
-    (0, 1024, (0.2, 0.6, 0.2, 0, 0, 0)),
-    (200, 1024, (0.1, 0.4, 0.5, 0, 0, 0)),
-    (400, 2048, (0.05, 0.2, 0.4, 0.35, 0, 0)),
-    (800, 2048, (0.05, 0.15, 0.3, 0.4, 0.1, 0)),
-    (1200, 2048, (0.05, 0.15, 0.25, 0.3, 0.2, 0.05)),
-    (1700, 2048, (0.05, 0.15, 0.2, 0.25, 0.2, 0.15)),
-)
 _REPEATS_STEPS = 200  # rows of repeats fade out until then
-_GAPS_FROM = 500
-_STRANGE_FROM, _STRANGE_SHARE = 200, 0.5
+_STRANGE_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Phase:
+    """What holds from a step on: tokens a process and step, shares of the row sizes, and what is asked of the rows.
+
+    With `rests_apart`, heads that should find something count as much as those that should rest, however few.
+    """
+
+    start: int
+    tokens: int
+    shares: tuple[float, ...]
+    strange: float = _STRANGE_SHARE
+    has_gaps: bool = True
+    binds_ends: bool = True
+    whole_answers: float = 0.8
+    rests_apart: bool = True
+
+
+# Short rows first, until choosing and copying are there; then longer ones, which teach to choose among many. Answers
+# are cut short at first, because choosing is harder than copying on; later the copying has to become exact.
+_FIRST = {"whole_answers": 0.4, "rests_apart": False, "binds_ends": False}
+_PHASES = (
+    _Phase(0, 1024, (0.2, 0.6, 0.2, 0, 0, 0), strange=0.0, has_gaps=False, **_FIRST),
+    _Phase(200, 1024, (0.1, 0.4, 0.5, 0, 0, 0), has_gaps=False, **_FIRST),
+    _Phase(400, 2048, (0.05, 0.2, 0.4, 0.35, 0, 0), has_gaps=False, **_FIRST),
+    _Phase(500, 2048, (0.05, 0.2, 0.4, 0.35, 0, 0), **_FIRST),
+    _Phase(800, 2048, (0.05, 0.15, 0.3, 0.4, 0.1, 0), **_FIRST),
+    _Phase(1100, 2048, (0.05, 0.15, 0.3, 0.4, 0.1, 0), rests_apart=False),
+    _Phase(1200, 2048, (0.05, 0.15, 0.25, 0.3, 0.2, 0.05), rests_apart=False),
+    _Phase(1400, 2048, (0.03, 0.12, 0.2, 0.3, 0.25, 0.1)),
+    _Phase(1800, 2048, (0.02, 0.1, 0.15, 0.25, 0.28, 0.2)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +86,24 @@ class Recipe:
         """Return the weight of the attention loss at a step; in the descent it falls to a tenth."""
         return self.look_weight * min(1.0, max(0.1, (self.steps - step) / self.decay_steps))
 
+    def rests_apart(self, step: int) -> bool:
+        """Tell whether the attention loss weighs finding and resting alike at a step."""
+        return self._phase(step).rests_apart
+
     def stage(self, step: int) -> Stage:
         """Return how the rows of a step are drawn; the same for every process."""
-        tokens, shares = next((tokens, shares) for start, tokens, shares in reversed(_SHARES) if step >= start)
-        row_tokens = random.Random(f"{self.seed}/{step}").choices(_ROW_TOKENS, shares)[0]
-        repeats = 0.2 * max(0.0, 1 - step / _REPEATS_STEPS)
+        phase = self._phase(step)
+        row_tokens = random.Random(f"{self.seed}/{step}").choices(_ROW_TOKENS, phase.shares)[0]
         return Stage(
             row_tokens,
-            tokens // row_tokens,
-            repeats,
-            has_gaps=step >= _GAPS_FROM,
-            whole_answers=0.4,
-            strange=_STRANGE_SHARE if step >= _STRANGE_FROM else 0.0,
+            phase.tokens // row_tokens,
+            repeats=0.2 * max(0.0, 1 - step / _REPEATS_STEPS),
+            has_gaps=phase.has_gaps,
+            whole_answers=phase.whole_answers,
+            strange=phase.strange,
+            binds_ends=phase.binds_ends,
         )
+
+    @staticmethod
+    def _phase(step: int) -> _Phase:
+        return next(phase for phase in reversed(_PHASES) if step >= phase.start)

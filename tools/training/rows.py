@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tools.training.corpus.fixed import fixed_texts
-from tools.training.corpus.marked import Fact, Span, capitalised
-from tools.training.corpus.prompts import Context, Kind, make_context
-from tools.training.corpus.questions import Question, Source
+from tools.corpus.fixed import fixed_texts
+from tools.corpus.marked import Fact, Span, capitalised
+from tools.corpus.prompts import Context, Kind, make_context
+from tools.corpus.questions import Question, Source
 
 __all__ = [
     "AIMS",
@@ -53,7 +53,8 @@ class Stage:
 
     `repeats` is the share of rows that only teach copying, `whole_answers` that of answers shown to their end,
     `context_share` that of context tokens which are to be predicted, `strange` that of rows in which names and values
-    are written in tokens drawn anew; `has_gaps` lets positions jump.
+    are written in tokens drawn anew; `has_gaps` lets positions jump; with `binds_ends` the token after a value, which
+    names a row for questions through a note, looks for owner and noun as the value does.
     """
 
     row_tokens: int
@@ -62,6 +63,7 @@ class Stage:
     has_gaps: bool
     whole_answers: float
     strange: float
+    binds_ends: bool = False
     context_share: float = 0.08
 
 
@@ -180,12 +182,13 @@ class Encoder:
         row.starts.append(len(row.ids))
         start = row.add([marker, *tokens.ids], [0.0, *weights]) + 1
         for fact in passage.facts:
-            self._look_around(row, start, tokens, fact)
+            self._look_around(row, start, tokens, fact, has_end=stage.binds_ends)
         return start, tokens
 
-    def _look_around(self, row: Row, start: int, tokens: _Tokens, fact: Fact) -> None:
+    def _look_around(self, row: Row, start: int, tokens: _Tokens, fact: Fact, *, has_end: bool) -> None:
         owners = tuple(start + tokens.after(span) for span in fact.owner_spans[-_LOOK_TARGETS:])
-        for token in tokens.of(fact.value_span):
+        end = [tokens.after(fact.value_span)] if has_end else []
+        for token in [*tokens.of(fact.value_span), *end]:
             row.looks["owner"].append((start + token, owners))
             if fact.noun_span is not None:
                 row.looks["noun"].append((start + token, (start + tokens.after(fact.noun_span),)))

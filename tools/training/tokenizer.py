@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tools.training.corpus.prompts import make_context
+from tools.corpus.prompts import make_context
 
 __all__ = ["SPECIAL", "train_tokenizer"]
 

@@ -14,7 +14,7 @@ from splitinfer.codec import CODECS
 from splitinfer.errors import CodecError, PolicyError, SplitInferError
 from splitinfer.home import Home
 from splitinfer.home.losses import LossFile
-from splitinfer.model import engine as engine_module
+from splitinfer.model import start_prefill
 from splitinfer.model.engine import Engine
 from splitinfer.transport.memory import MemoryTransport
 from tests.support.engines import engine_of
@@ -61,7 +61,7 @@ def test_a_run_in_every_codec(name: str, mode: str, engine: Engine, local_ids: t
 def test_what_is_not_finite_is_refused_by_a_lossy_codec_before_anything_of_it_is_sent(
     mode: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = engine_module.prefill
+    real = start_prefill.take
 
     def broken(*args: Any, **options: Any) -> CacheSnapshot:
         snapshot = real(*args, **options)
@@ -69,7 +69,7 @@ def test_what_is_not_finite_is_refused_by_a_lossy_codec_before_anything_of_it_is
             snapshot.layers[0]["keys"][0, 0, 0, 0] = torch.nan
         return snapshot
 
-    monkeypatch.setattr(engine_module, "prefill", broken)
+    monkeypatch.setattr(start_prefill, "take", broken)
     with opened(Paired.at(tmp_path), engine, policy(mode, codec="q8")) as session, pytest.raises(CodecError):
         session.run(PROMPT, max_new_tokens=6)
 

@@ -218,7 +218,7 @@ def test_scratch_is_zeroed_by_wipe() -> None:
     shape = SlabShape(1, 8, 8, "float32")
     coder = QuantisedCoder(bits=4, axis="per_token")
     encoded(coder, torch.randn(1, 8, 8), shape)
-    scratch = (coder._floats, coder._integers, coder._codes)
+    scratch = (coder._floats, coder._codes)
     assert all(part.any() for part in scratch)
     coder.wipe()
     assert not any(part.any() for part in scratch)

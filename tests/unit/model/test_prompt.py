@@ -49,8 +49,8 @@ def test_corpus_prompts_have_the_ids_of_training():
     for segments, _ in held_out_prompts(10, seed=5):
         expected = [1]
         for segment in segments:
-            blank = " " if segment.role is Role.QUESTION else ""
-            expected += [marks[segment.role], *encode(blank + segment.text).ids]
+            text = f" {segment.text}" if segment.role is Role.QUESTION else f"{segment.text}\n"
+            expected += [marks[segment.role], *encode(text).ids]
         assert list(tokenize(EMBEDDED, segments).token_ids) == [*expected, 6]
 
 
@@ -114,3 +114,13 @@ def test_documents_lead_the_user_turn_where_the_template_does_not_know_them():
     )
     text = byte_tokenizer().decode(found.token_ids)
     assert text == "<|im_start|>user\nD\n\nN\n\nQ<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("tokenizer", [EMBEDDED, byte_tokenizer()])
+def test_an_answer_is_the_assistants_and_extends_the_prompt_that_it_answered(tokenizer):
+    first = [Segment(Role.NOTE, "n"), Segment(Role.QUESTION, "Who?")]
+    before = tokenize(tokenizer, first)
+    after = tokenize(tokenizer, [*first, Segment(Role.ANSWER, "Zoe"), Segment(Role.QUESTION, "Why?")])
+    assert after.token_ids[: len(before.token_ids)] == before.token_ids
+    as_message = tokenize(tokenizer, [*first, Segment(Role.MESSAGE, "Zoe"), Segment(Role.QUESTION, "Why?")])
+    assert as_message.token_ids != after.token_ids

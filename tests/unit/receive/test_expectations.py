@@ -181,11 +181,89 @@ def test_any_cut_of_the_tokens_into_steps_is_accepted(cuts: set[int]) -> None:
     check_request(request_manifest(steps=list(pairwise(ends))), EXPECTED)
 
 
-@pytest.mark.parametrize("session", [{"turn": 1}, {"parent_root": "7" * 64}, {"base_tokens": 1}])
-def test_a_turn_of_a_session_that_is_not_held_is_refused(session: dict[str, object]) -> None:
-    fields: dict[str, object] = {"session_id": "6" * 32, "turn": 0, "parent_root": "", "base_tokens": 0, **session}
+PARENT = "7" * 64
+LATER = {"turn": 1, "parent_root": PARENT, "base_tokens": 40}
+
+
+def place(**session: object) -> SessionWire:
+    fields: dict[str, object] = {
+        "session_id": "6" * 32,
+        "turn": 0,
+        "parent_root": "",
+        "base_tokens": 0,
+        "keep": False,
+        **session,
+    }
+    return SessionWire(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        {"turn": 1},
+        {"parent_root": PARENT},
+        {"base_tokens": 1},
+        {"turn": 1, "parent_root": PARENT},
+        {"turn": 1, "base_tokens": 40},
+        {"parent_root": PARENT, "base_tokens": 40},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_a_turn_that_is_neither_a_first_nor_a_later_one_is_refused(kind: str, session: dict[str, object]) -> None:
     with pytest.raises(ReplayError):
-        check_request(request_manifest(session=SessionWire(**fields)), EXPECTED)  # type: ignore[arg-type]
+        check_request(request_manifest(kind, session=place(**session)), EXPECTED)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_a_later_turn_pads_and_steps_over_its_new_tokens(kind: str, keep: bool) -> None:
+    tokens = TokensWire(true=100, padded=40 + 64)
+    later = place(**LATER, keep=keep)
+    check_request(request_manifest(kind, session=later, tokens_wire=tokens, steps=[(40, 100)]), EXPECTED)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens_wire": TokensWire(true=100, padded=128)},
+        {"tokens_wire": TokensWire(true=40, padded=104)},
+        {"steps": [(0, 100)]},
+        {"steps": [(41, 100)]},
+    ],
+    ids=["padded as a first turn", "nothing new", "steps over the base", "a gap after the base"],
+)
+def test_a_later_turn_of_other_counts_or_steps_is_refused(changes: dict[str, object]) -> None:
+    honest: dict[str, object] = {"tokens_wire": TokensWire(true=100, padded=104), "steps": [(40, 100)]}
+    with pytest.raises(LayoutMismatchError):
+        check_request(request_manifest(session=place(**LATER), **{**honest, **changes}), EXPECTED)
+
+
+def test_public_text_may_have_a_base_and_is_stepped_from_its_start() -> None:
+    tokens = TokensWire(true=100, padded=104)
+    check_request(request_manifest(public=True, session=place(base_tokens=40), tokens_wire=tokens), EXPECTED)
+    check_request(request_manifest(public=True), EXPECTED)
+
+
+@pytest.mark.parametrize("session", [LATER, {"keep": True}], ids=str)
+def test_public_text_in_a_session_is_refused(session: dict[str, object]) -> None:
+    with pytest.raises(ReplayError):
+        check_request(request_manifest(public=True, session=place(**session)), EXPECTED)
+
+
+def test_a_cache_to_decode_from_is_no_public_text() -> None:
+    with pytest.raises(ReplayError):
+        check_request(request_manifest("decode", public=True), EXPECTED)
+
+
+def test_a_session_ends_with_a_request_that_carries_nothing() -> None:
+    one = TokensWire(true=1, padded=64)
+    check_request(request_manifest("close", tokens_wire=one, steps=[]), EXPECTED)
+    for changes in ({"steps": [(0, 1)]}, {"tokens_wire": TokensWire(true=2, padded=64)}, {"last_token": 3}):
+        with pytest.raises(LayoutMismatchError):
+            check_request(request_manifest("close", **{"tokens_wire": one, "steps": [], **changes}), EXPECTED)
+    with pytest.raises(ReplayError):
+        check_request(request_manifest("close", session=place(**LATER), tokens_wire=one, steps=[]), EXPECTED)
 
 
 @pytest.mark.parametrize(

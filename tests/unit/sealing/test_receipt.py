@@ -12,7 +12,7 @@ from splitinfer.sealing.signing import Purpose, verify
 from tests.support.device_cloud import receipt, signed_receipt
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-EVENTS = ("received", "opened", "prefilled", "decoded", "erased", "refused")
+EVENTS = ("received", "opened", "reused", "prefilled", "decoded", "kept", "erased", "refused")
 events = st.lists(st.builds(Event, event=st.sampled_from(EVENTS), count=st.integers(0, 2**31 - 1)), max_size=8)
 
 

@@ -7,12 +7,12 @@ import zlib
 import pytest
 
 from splitinfer.handoff import Label, Role
-from tools.training.corpus import held_out_context, held_out_prompts
-from tools.training.corpus.drawer import Drawer, is_held_out
-from tools.training.corpus.marked import Span, fill
-from tools.training.corpus.notes import Link, make_note
-from tools.training.corpus.prompts import make_context
-from tools.training.corpus.tables import Table
+from tools.corpus import held_out_context, held_out_prompts
+from tools.corpus.drawer import Drawer, is_held_out
+from tools.corpus.marked import Span, fill
+from tools.corpus.notes import Link, make_note
+from tools.corpus.prompts import make_context
+from tools.corpus.tables import Table
 
 KINDS = ("notes", "table", "both", "mixed")
 RECORD_ID = re.compile(r"\b(?:MRN|TCK|CTR|TRX|EMP|CLM|ORD|POL|REF)-\d{3,8}\b")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.training.corpus.marked import Span
+from tools.corpus.marked import Span
 from tools.training.export import export, llama
 from tools.training.initialisation import initialise
-from tools.training.loop import Trainer, look_losses, token_loss
+from tools.training.loop import Trainer, apart, look_losses, token_loss
 from tools.training.muon import orthogonalised
 from tools.training.network import Network, Probe, Shape
 from tools.training.recipe import Recipe
@@ -118,6 +118,17 @@ def test_heads_are_shown_the_next_token_of_the_answer(encoder):
     assert shown > 500
 
 
+def test_the_token_behind_a_value_is_shown_its_owner_and_noun_once_ends_are_bound(encoder):
+    free = encoder.questions(seeded(4), STAGE)
+    bound = encoder.questions(seeded(4), replace(STAGE, binds_ends=True))
+    assert bound.ids == free.ids
+    for aim in ("owner", "noun"):
+        shown = {query for query, _ in free.looks[aim]}
+        ends = {query for query, _ in bound.looks[aim]} - shown
+        assert ends
+        assert all(query - 1 in shown for query in ends)
+
+
 def test_strange_rows_write_names_and_values_in_other_tokens(encoder, tokenizer):
     plain = encoder.questions(seeded(3), STAGE)
     strange = encoder.questions(seeded(3), replace(STAGE, strange=1.0))
@@ -177,6 +188,13 @@ def test_attention_never_counts_later_tokens():
     key, query = torch.zeros(1, 8, 4), torch.zeros(1, 8, 4)
     losses = look_losses(query, key, torch.tensor([[3]]), torch.tensor([[[0]]]))
     assert losses.item() == pytest.approx(torch.tensor(4.0).log().item())
+
+
+def test_the_few_that_look_for_something_weigh_as_much_as_the_many_that_rest():
+    losses, rests = torch.tensor([4.0, 0.0, 0.0, 0.0]), torch.tensor([False, True, True, True])
+    assert apart(losses, rests).item() == pytest.approx(2.0)
+    assert apart(losses, torch.ones(4, dtype=torch.bool)).item() == pytest.approx(1.0)
+    assert apart(losses, ~torch.ones(4, dtype=torch.bool)).item() == pytest.approx(1.0)
 
 
 def test_tokens_without_weight_cost_nothing():

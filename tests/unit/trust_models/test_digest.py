@@ -32,7 +32,8 @@ def test_digest_is_sha256_of_the_canonical_json() -> None:
     canonical = (
         '{"audit":{},"fallback":{"on_remote_failure":"refuse"},"mode":"local","model":{"source":"embedded"},'
         '"segments":{"default":"private","rule":[]},'
-        '"transfer":{"allow_q4_small_models":false,"chunk_tokens":512,"codec":"raw","pad":"padme","verify_rows":0}}'
+        '"transfer":{"allow_q4_small_models":false,"chunk_tokens":512,"codec":"raw","pad":"padme",'
+        '"resume_attempts":2,"verify_rows":0}}'
     )
     assert _digest('mode = "local"') == hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -61,6 +62,7 @@ def test_builtin_policies_have_different_digests() -> None:
         '[[segments.rule]]\nsource = "a"\nlabel = "public"',
         "[transfer]\nchunk_tokens = 64",
         "[transfer]\nverify_rows = 1",
+        "[transfer]\nresume_attempts = 1",
         "[store]\nenabled = false",
         '[fallback]\non_remote_failure = "local"',
     ],

@@ -88,6 +88,15 @@ def test_fallback_is_said_as_it_is() -> None:
     assert "never falls back after received bytes failed a check" in _explained(f'{base}"local"')
 
 
+def test_what_happens_after_a_lost_connection_is_said() -> None:
+    base = f'mode = "sealed-prefill"\n{REMOTE}[transfer]\nresume_attempts = '
+    assert "up to 3 time(s) in one transfer" in _explained(f"{base}3")
+    assert "A lost connection ends the transfer" in _explained(f"{base}0")
+    local = '\n[fallback]\non_remote_failure = "local"'
+    assert "uses the steps that it verified" in _explained(f"{base}3{local}")
+    assert "uses the steps" not in _explained(f'mode = "sealed-decode"\n{REMOTE}{local}')
+
+
 def test_inline_recipient_and_pinned_weights_are_named() -> None:
     text = _explained(
         f'mode = "sealed-prefill"\n[model]\nweights_sha256 = "{HEX}"\n[audit]\npath = "mylog"\n'

@@ -44,6 +44,7 @@ def test_defaults_are_the_strict_ones() -> None:
     assert policy.remote.recipient == "pinned"
     transfer = policy.transfer
     assert (transfer.codec, transfer.pad, transfer.chunk_tokens, transfer.verify_rows) == ("raw", "padme", 512, 0)
+    assert transfer.resume_attempts == 2
     assert policy.fallback.on_remote_failure == "refuse"
     assert policy.audit.path is None
 
@@ -54,8 +55,8 @@ def test_every_option_can_be_written() -> None:
         '[[segments.rule]]\nsource = "manual.md"\nlabel = "public"\n'
         '[[segments.rule]]\npattern = "*.nda"\nlabel = "private"\n'
         f'[remote]\nurl = "https://cloud.example:8443/"\nidentity_sha256 = "{HEX}"\ntls_ca = "ca.pem"\n'
-        '[transfer]\nchunk_tokens = 4096\nverify_rows = 64\n[fallback]\non_remote_failure = "local"\n'
-        '[audit]\npath = "log"\n'
+        "[transfer]\nchunk_tokens = 4096\nverify_rows = 64\nresume_attempts = 5\n"
+        '[fallback]\non_remote_failure = "local"\n[audit]\npath = "log"\n'
     )
     assert policy.model.weights_sha256 == HEX
     assert policy.remote is not None
@@ -131,6 +132,9 @@ REFUSED = [
     ("chunk too long", f"{PUBLIC}{REMOTE}[transfer]\nchunk_tokens = 4160", "4096", "write 512"),
     ("too many rows", f"{PUBLIC}{REMOTE}[transfer]\nverify_rows = 65", "0 to 64", "write a number"),
     ("negative rows", f"{PUBLIC}{REMOTE}[transfer]\nverify_rows = -1", "0 to 64", "write a number"),
+    ("too many resumes", f"{PUBLIC}{REMOTE}[transfer]\nresume_attempts = 6", "0 to 5", "write how often"),
+    ("negative resumes", f"{PUBLIC}{REMOTE}[transfer]\nresume_attempts = -1", "0 to 5", "write how often"),
+    ("resumes in quotes", f'{PUBLIC}{REMOTE}[transfer]\nresume_attempts = "2"', "resume_attempts", "whole number"),
     ("rows elsewhere", f"{SEALED}{REMOTE}[transfer]\nverify_rows = 1", 'in mode "public-prefix" only', "write 0"),
     ("rows in local", 'mode = "local"\n[transfer]\nverify_rows = 1', 'in mode "public-prefix" only', "write 0"),
     ("short digest", f'{PUBLIC}{REMOTE}[model]\nweights_sha256 = "abcd"', "model.weights_sha256", "64 hex"),

@@ -1,0 +1,123 @@
+"""Draw what benchmarks measured: a codec's size against its loss, and a transfer's events over time, as SVG.
+
+Input is the JSON that a benchmark printed. The same JSON gives the same bytes. Colours are told apart by the
+colour-blind (Okabe and Ito, 2008), and every point is named where it stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#555555",
+)  # fmt: skip
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+STYLE = {
+    "svg.hashsalt": "splitinfer",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def size_against_loss(report: Mapping[str, Any]) -> Figure:
+    """Draw divergence over size of every codec; exact ones, which have none, stand on the line at the bottom."""
+    rows = report["rows"]
+    lossy = [row["kl_nats"] for row in rows if row["kl_nats"] > 0]
+    floor = min(lossy, default=1e-6) / 10
+    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    axes.set_yscale("log")
+    for index, row in enumerate(rows):
+        x, y = row["times_smaller_padded"], max(row["kl_nats"], floor)
+        axes.plot([x], [y], MARKERS[index % len(MARKERS)], color=COLOURS[index % len(COLOURS)], markersize=9)
+        text = f"{row['codec']}: {row['times_smaller_padded']:.2f}x, "
+        text += f"{100 * row['top1_agreement']:.1f} % same token" if row["kl_nats"] > 0 else "exact"
+        is_left = x > 2
+        # Exact codecs stand beside one another on the line: every other name below it.
+        is_below = row["kl_nats"] == 0 and index % 2 == 1
+        axes.annotate(
+            text,
+            (x, y),
+            textcoords="offset points",
+            xytext=(-9 if is_left else 9, -16 if is_below else 7),
+            ha="right" if is_left else "left",
+            color=COLOURS[index % len(COLOURS)],
+        )
+    axes.axhline(floor, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_ylim(floor / 4, max(lossy, default=1e-3) * 4)
+    axes.set_xlim(0.8, max(row["times_smaller_padded"] for row in rows) + 0.4)
+    axes.set_xlabel("times smaller than bfloat16, as it travels")
+    axes.set_ylabel("divergence of the next token, nats (dotted: none)")
+    axes.set_title(f"Codecs of the embedded model's caches, prompts of {report['prompt_tokens']} tokens", loc="left")
+    return figure
+
+
+def timeline(report: Mapping[str, Any]) -> Figure:
+    """Draw events over time, one line a kind: `{"direction", "events": [{"seconds", "kind", "layer"...}]}`.
+
+    Several such objects may stand in a list, or in a report's `timelines`.
+    """
+    runs = report.get("timelines", [report]) if isinstance(report, Mapping) else report
+    figure, panels = plt.subplots(len(runs), 1, figsize=(7.2, 2.6 * len(runs)), layout="constrained", squeeze=False)
+    for axes, run in zip(panels[:, 0], runs, strict=True):
+        events: Sequence[Mapping[str, Any]] = run["events"]
+        kinds = list(dict.fromkeys(event["kind"] for event in events))
+        for index, kind in enumerate(kinds):
+            points = [(event["seconds"], event.get("layer") or 0) for event in events if event["kind"] == kind]
+            colour = COLOURS[index % len(COLOURS)]
+            axes.plot(*zip(*points, strict=True), MARKERS[index % len(MARKERS)], color=colour, markersize=4)
+            axes.annotate(
+                kind, points[-1], textcoords="offset points", xytext=(6, 4), color=colour, annotation_clip=False
+            )
+        axes.set_xlabel("seconds since the request")
+        axes.set_ylabel("layer")
+        axes.set_title(str(run.get("direction", "")), loc="left")
+        axes.margins(x=0.15)
+    return figure
+
+
+DRAWINGS = {"loss": size_against_loss, "streaming": timeline}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure without a date, so that the same figure gives the same bytes."""
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = path.read_text(encoding="utf-8")
+    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw one JSON file."""
+    made = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python benchmarks/loss.py --json > loss.json\n"
+        "  python benchmarks/plots.py loss loss.json docs/size-against-loss.svg",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("drawing", choices=list(DRAWINGS))
+    made.add_argument("report", type=Path, help="the JSON that the benchmark printed")
+    made.add_argument("svg", type=Path, help="the file to write")
+    args = made.parse_args(argv)
+    with mpl.rc_context(STYLE):
+        save(DRAWINGS[args.drawing](json.loads(args.report.read_text(encoding="utf-8"))), args.svg)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
