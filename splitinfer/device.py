@@ -11,6 +11,7 @@ from splitinfer.attestation.appraise import SeenKeysets
 from splitinfer.conversation import Conversation
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
+from splitinfer.masking.pool import MaskPool
 from splitinfer.model.engine import Engine
 from splitinfer.store import CacheStore
 from trust_models.policy import Policy
@@ -23,7 +24,7 @@ class Device:
     """What a session lends to every run. `transport` is None where the mode has no other side.
 
     `conversation` is what the session remembers between its runs. `store` is None where no cache is kept: in every
-    mode but `public-prefix`, or where policy or caller say so.
+    mode but `public-prefix`, or where policy or caller say so. `masks` opens the pool of mode `masked`, else None.
     """
 
     policy: Policy
@@ -38,6 +39,7 @@ class Device:
     conversation: Conversation
     on_prefill: Callable[[int, int], None] | None = None
     store: CacheStore | None = None
+    masks: Callable[[], MaskPool] | None = field(default=None, repr=False)
 
     def prefill_progress(self, total: int) -> Callable[[int], None] | None:
         """Return what the engine calls with the number of prompt tokens done so far."""

@@ -26,8 +26,9 @@ _LENGTH = struct.Struct(">I")
 
 
 class Operation(IntEnum):
-    """What a record asks for; the closed table of both sides."""
+    """What a record asks for; the closed table of both sides. CLOSE is the session's own and reaches no half."""
 
+    CLOSE = 0
     OPEN = 1
     TILE = 2
     PUBLIC_TILE = 3
@@ -63,6 +64,11 @@ class Record:
     layer: int
     operation: Operation
     blobs: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @property
+    def name(self) -> tuple[int, int, int]:
+        """Return step, layer and operation, which a reply repeats."""
+        return self.step, self.layer, int(self.operation)
 
     @property
     def size_bytes(self) -> int:
@@ -114,10 +120,8 @@ def _blobs(data: bytes, count: int) -> tuple[bytes, ...]:
 
 def require_reply(request: Record, reply: Record, *, blobs: int) -> tuple[bytes, ...]:
     """Return the reply's blobs; raises ReplayError for another request's reply, TruncatedError for another count."""
-    expected = (request.step, request.layer, request.operation)
-    found = (reply.step, reply.layer, reply.operation)
-    if found != expected:
-        raise ReplayError(f"the reply is to step, layer, operation {found}, but {expected} was asked")
+    if reply.name != request.name:
+        raise ReplayError(f"the reply is to step, layer, operation {reply.name}, but {request.name} was asked")
     if len(reply.blobs) != blobs:
         raise TruncatedError(f"the reply has {len(reply.blobs)} blobs, expected {blobs}")
     return reply.blobs

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +28,7 @@ from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log, receipt_keeper
 from splitinfer.home.cache_store import open_store
 from splitinfer.home.losses import LossFile
+from splitinfer.home.masks import open_masks
 from splitinfer.home.remotes import Remote, load_remote
 from splitinfer.home.seen import SeenFile
 from splitinfer.model.digest_cache import DigestCache
@@ -40,6 +42,9 @@ from trust_models.modes import TrustMode
 from trust_models.policy import Policy, resolve
 
 __all__ = ["AnswerStream", "Session", "load_engine"]
+
+
+_FORGETFUL = (TrustMode.SEALED_PREFILL, TrustMode.HOMOMORPHIC)
 
 
 class Session:
@@ -99,6 +104,7 @@ class Session:
             conversation=_conversation(rules, remember=remember),
             on_prefill=on_prefill,
             store=store,
+            masks=partial(open_masks, folder, engine.identity) if rules.mode is TrustMode.MASKED else None,
         )
         return cls(device, log=log)
 
@@ -200,8 +206,8 @@ def _store(policy: Policy, home: Home) -> CacheStore | None:
 
 
 def _conversation(policy: Policy, *, remember: bool) -> Conversation:
-    """Make the session's memory; of no use where the cloud prefills everything and keeps nothing."""
-    is_of_use = policy.mode is not TrustMode.SEALED_PREFILL or policy.session.keep
+    """Make the session's memory; of no use where the device has no cache, and the cloud keeps none."""
+    is_of_use = policy.mode not in _FORGETFUL or policy.session.keep
     return Conversation(
         secrets.token_hex(16),
         keeps=remember and policy.session.keep,

@@ -21,6 +21,8 @@ class TrustMode(StrEnum):
     PUBLIC_PREFIX = "public-prefix"
     SEALED_PREFILL = "sealed-prefill"
     SEALED_DECODE = "sealed-decode"
+    HOMOMORPHIC = "homomorphic"
+    MASKED = "masked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class ModeRow:
     prefill: Literal["device", "cloud", "cloud:public"]
     decode: Literal["device", "cloud"]
     crosses: str
-    protection: Literal["none", "sealed"]
+    protection: Literal["none", "sealed", "homomorphic", "masked"]
     readable_by: tuple[str, ...]
     guarantee: str
     cloud_reads: str
@@ -95,6 +97,35 @@ _ROWS = (
         guarantee=_SEALED_GUARANTEE,
         cloud_reads="the whole prompt (its cache gives it away) and the answer",
         assumption=f"{_SEALED_ASSUMPTION} and with the answer",
+    ),
+    ModeRow(
+        mode=TrustMode.HOMOMORPHIC,
+        prefill="device",
+        decode="device",
+        crosses="ciphertexts of the prompt's cache and of each step's queries and weights up, of products down",
+        protection="homomorphic",
+        readable_by=("device",),
+        guarantee=(
+            "cryptographic towards a cloud that is curious but follows the protocol: CKKS ciphertexts at 128-bit "
+            "classical security by the Homomorphic Encryption Standard's tables; towards a cloud that does not follow "
+            "it, nothing is claimed"
+        ),
+        cloud_reads="the prompt's length to a tile, how many tokens are made and when; public text where so set",
+        assumption="the cloud follows the protocol and is curious",
+    ),
+    ModeRow(
+        mode=TrustMode.MASKED,
+        prefill="device",
+        decode="device",
+        crosses="activations under one-time masks up, products down",
+        protection="masked",
+        readable_by=("device",),
+        guarantee=(
+            "computational: activations are hidden by masks from a cryptographic stream, each used once, whatever the "
+            "cloud does; a wrong product passes the three checks with a chance of at most 2^-51"
+        ),
+        cloud_reads="how many tokens are made and when, which mask pool and how much of it is used",
+        assumption="none for the secrecy of the text; this machine is not put back to an earlier state",
     ),
 )
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from splitinfer.errors import PolicyError
 from trust_models.modes import TrustMode
+from trust_models.rounds import Homomorphic, Masked
 from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Session, Store, Transfer
 from trust_models.translation import sentence
 
@@ -22,6 +23,8 @@ __all__ = [
     "MAX_POLICY_BYTES",
     "Audit",
     "Fallback",
+    "Homomorphic",
+    "Masked",
     "Model",
     "Policy",
     "Remote",

@@ -105,7 +105,7 @@ def certify(
         identity=identity.public_key().public_bytes_raw().hex(),
         replica_id=replica_id,
         replica_key=replica_public_key.hex(),
-        capabilities=["decode", "prefill"],
+        capabilities=["decode", "prefill", "rounds"],
         generation=generation,
         not_after=now + seconds,
     )

@@ -34,7 +34,7 @@ from splitinfer.rounds import Operation, Record
 
 __all__ = ["COMPUTING", "CloudHalf"]
 
-COMPUTING = frozenset(Operation) - {Operation.OPEN, Operation.TILE, Operation.PUBLIC_TILE}
+COMPUTING = frozenset(Operation) - {Operation.CLOSE, Operation.OPEN, Operation.TILE, Operation.PUBLIC_TILE}
 Diagonals = list[list[Operand]]
 
 
@@ -90,6 +90,8 @@ class CloudHalf:
     # --- what is kept ---------------------------------------------------------------------------------------
 
     def _store(self, record: Record) -> tuple[bytes, ...]:
+        if record.operation is Operation.CLOSE:
+            raise ManifestError("a session's end is not for its halves")
         if record.operation is Operation.OPEN:
             return self._open(record)
         session = self._session

@@ -33,7 +33,8 @@ LinearShapes: TypeAlias = Mapping[tuple[int, Operation], LinearShape]
 class DeviceHalf:
     """One session's device half; a context manager. Opening it makes the keys and sends the public ones.
 
-    `expected_tokens` is about how many tokens the cloud will hold, `linears` the matrices that it applies. Raises
+    `expected_tokens` is about how many tokens the cloud will hold, unless a `plan` was made for them already; `linears`
+    are the matrices that it applies. Raises
     CryptoParameterError for an unknown profile, and whatever the exchange raises.
     """
 
@@ -42,14 +43,15 @@ class DeviceHalf:
         shape: AttentionShape,
         exchange: Exchange,
         *,
-        expected_tokens: int,
+        expected_tokens: int = 1,
         profile: str = "balanced",
         is_public: bool = False,
         linears: LinearShapes | None = None,
+        plan: AttentionPlan | None = None,
     ) -> None:
         self._parameters = parameters_for(profile)
         slots = self._parameters.slots
-        self._plan = plan_attention(shape, slots=slots, tokens=expected_tokens, is_encrypted=not is_public)
+        self._plan = plan or plan_attention(shape, slots=slots, tokens=expected_tokens, is_encrypted=not is_public)
         ordered = sorted((linears or {}).items())
         self._linears = {key: plan_linear(linear, slots=slots) for key, linear in ordered}
         steps = {*self._plan.steps, *(step for plan in self._linears.values() for step in plan.steps)}

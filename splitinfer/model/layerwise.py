@@ -26,6 +26,7 @@ __all__ = [
     "Linear",
     "LocalAttention",
     "LocalLinear",
+    "Rows",
     "cached_rows",
     "layerwise",
     "matrices",
@@ -76,14 +77,21 @@ class LayerwiseModel:
         Raises PromptError for an id outside the vocabulary, ModelError where the logits are not finite, and whatever
         the callables raise.
         """
+        return self._logits(self.feed(token_id, position, attend=attend, linear=linear), linear)
+
+    def feed(self, token_id: int, position: int, *, attend: Attend, linear: Linear) -> Rows:
+        """Feed one token of a prompt, of which no logits are wanted; returns the last layer's output [hidden].
+
+        Raises as `step` does.
+        """
         if not 0 <= token_id < len(self.embedding):
             raise PromptError(f"the token's id is outside the model's vocabulary of {len(self.embedding)}")
-        hidden = self.embedding[token_id].astype(np.float64)
+        hidden: Rows = self.embedding[token_id].astype(np.float64)
         turn = self._rotation(position)
         for index in range(len(self.layers)):
             hidden = hidden + self._attention(index, hidden, turn, attend=attend, linear=linear)
             hidden = hidden + self._feed_forward(index, hidden, linear=linear)
-        return self._logits(hidden, linear)
+        return hidden
 
     def _rotation(self, position: int) -> tuple[Rows, Rows]:
         # In float32, as transformers computes it.

@@ -28,6 +28,6 @@ def test_recipient_reads_private_text_wherever_the_cloud_handles_it() -> None:
         assert "device" in row.readable_by
 
 
-def test_whatever_crosses_is_sealed() -> None:
+def test_whatever_crosses_is_protected() -> None:
     for row in MODES.values():
-        assert (row.protection == "sealed") == (row.crosses != "nothing")
+        assert (row.protection != "none") == (row.crosses != "nothing")

@@ -273,8 +273,8 @@ def test_builtin_name_wins_over_a_file_of_that_name(tmp_path: Path, monkeypatch:
 
 
 def test_future_mode_is_no_builtin() -> None:
-    with pytest.raises(PolicyError, match="neither a built-in policy nor a file 'homomorphic'"):
-        resolve("homomorphic")
+    with pytest.raises(PolicyError, match="neither a built-in policy nor a file 'noised-prefill'"):
+        resolve("noised-prefill")
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
