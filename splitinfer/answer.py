@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from splitinfer.egress.gate import Permit
+from splitinfer.noise.certificate import Certificate
 from splitinfer.sealing.receipt import Receipt
 
 __all__ = ["Answer", "EgressSummary"]
@@ -59,6 +60,7 @@ class Answer:
     `base_tokens` of the prompt came from earlier turns of the session: nothing of them was sent, received or, in mode
     `local`, computed again; the others are `new_tokens`.
     `is_reused` tells that the public text's cache came from the device's store, so that nothing left in this run.
+    `certificate` says what a noised release promised, None where nothing was noised.
     """
 
     mode: str
@@ -81,6 +83,7 @@ class Answer:
     is_reused: bool = False
     base_tokens: int = 0
     note: str | None = None
+    certificate: Certificate | None = None
 
     @property
     def private_tokens(self) -> int:
@@ -120,4 +123,5 @@ class Answer:
             "audit_size": self.audit_size,
             "audit_root": self.audit_root,
             "note": self.note,
+            "certificate": self.certificate.to_json() if self.certificate else None,
         }

@@ -11,8 +11,10 @@ from splitinfer.attestation.appraise import SeenKeysets
 from splitinfer.conversation import Conversation
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
+from splitinfer.home.distances import DistanceFile
 from splitinfer.masking.pool import MaskPool
 from splitinfer.model.engine import Engine
+from splitinfer.noise.certificate import Measured
 from splitinfer.store import CacheStore
 from trust_models.policy import Policy
 
@@ -25,6 +27,8 @@ class Device:
 
     `conversation` is what the session remembers between its runs. `store` is None where no cache is kept: in every
     mode but `public-prefix`, or where policy or caller say so. `masks` opens the pool of mode `masked`, else None.
+    `distances` are the sensitivities found before, None where each run finds its own; `measured` is what an evaluation
+    found of this policy on this model, where there was one.
     """
 
     policy: Policy
@@ -39,6 +43,8 @@ class Device:
     conversation: Conversation
     on_prefill: Callable[[int, int], None] | None = None
     store: CacheStore | None = None
+    distances: DistanceFile | None = None
+    measured: Measured | None = None
     masks: Callable[[], MaskPool] | None = field(default=None, repr=False)
 
     def prefill_progress(self, total: int) -> Callable[[int], None] | None:

@@ -3,6 +3,8 @@
 SplitInferError
 ├── UsageError                     exit 2   the command line or call itself is wrong
 ├── PolicyError                    exit 3   the policy file cannot be used
+│   ├── BudgetExceededError
+│   └── UnsupportedEventError
 ├── EgressDeniedError              exit 3   the policy does not permit what was asked
 ├── PromptError                    exit 7
 │   ├── EmptyPromptError
@@ -28,7 +30,7 @@ SplitInferError
 │   └── UnsupportedCacheError
 ├── AuditLogError                  exit 6
 │   └── BrokenLogError
-├── CryptoParameterError           exit 7   ciphertexts cannot be made or used: parameters, keys or values
+├── CryptoParameterError           exit 7   ciphertexts or noise cannot be made: parameters, keys or values
 ├── MasksExhaustedError            exit 2   no one-time masks are left, or their pool must not be used
 ├── StateError                     exit 2   the state folder (keys, remotes) cannot be used
 │   └── StoreError
@@ -51,6 +53,7 @@ __all__ = [
     "AuditLogError",
     "AuthenticationError",
     "BrokenLogError",
+    "BudgetExceededError",
     "CodecError",
     "CryptoParameterError",
     "EgressDeniedError",
@@ -80,6 +83,7 @@ __all__ = [
     "TruncatedError",
     "UnknownCodecError",
     "UnsupportedCacheError",
+    "UnsupportedEventError",
     "UnsupportedModelError",
     "UsageError",
     "VerificationError",
@@ -126,6 +130,18 @@ class PolicyError(SplitInferError):
 
     code = "policy"
     exit_code = 3
+
+
+class BudgetExceededError(PolicyError):
+    """A noised release would spend more than the policy's privacy budget."""
+
+    code = "budget_exceeded"
+
+
+class UnsupportedEventError(PolicyError):
+    """A privacy event that this version cannot price; nothing is released beside it."""
+
+    code = "privacy_event"
 
 
 class EgressDeniedError(SplitInferError):
@@ -292,7 +308,7 @@ class BrokenLogError(AuditLogError):
 
 
 class CryptoParameterError(SplitInferError):
-    """Parameters are too weak, keys are missing or gone, or values cannot be encoded."""
+    """Parameters are too weak, keys are missing, gone or used before, or values cannot be encoded."""
 
     code = "crypto_parameters"
     exit_code = 7

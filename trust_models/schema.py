@@ -15,7 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from trust_models.codecs import LOSSY, CodecName
 from trust_models.labels import LabelName, LabelRule, decide_label, normal_name
-from trust_models.modes import TrustMode
+from trust_models.modes import MODES, TrustMode
+from trust_models.noise import Noise, Sampling
 from trust_models.remote_url import check_url
 from trust_models.rounds import Homomorphic, Masked
 from trust_models.section import Section as _Section
@@ -277,6 +278,8 @@ class Policy(_Section):
     session: Session = Session()
     fallback: Fallback = Fallback()
     audit: Audit = Audit()
+    noise: Noise | None = None
+    sampling: Sampling | None = None
     homomorphic: Homomorphic = Homomorphic()
     masked: Masked = Masked()
 
@@ -299,6 +302,7 @@ class Policy(_Section):
                 f'the store keeps caches of public texts in mode "public-prefix" only; '
                 f'leave [store] out in mode "{self.mode}"'
             )
+        self._check_noise()
         self._check_rounds()
         if self.session.keep and self.mode not in _KEEPING_MODES:
             _refuse(
@@ -306,6 +310,18 @@ class Policy(_Section):
                 '"sealed-prefill" or "sealed-decode"'
             )
         return self
+
+    def _check_noise(self) -> None:
+        row = MODES[self.mode]
+        if row.is_noised and self.noise is None:
+            _refuse(
+                f'mode "{self.mode}" promises nothing without [noise]; write it with adjacency, epsilon and delta, '
+                "subject and budget_epsilon"
+            )
+        if not row.is_noised and self.noise is not None:
+            _refuse(f'mode "{self.mode}" adds no noise, so [noise] would promise what is not done; leave it out')
+        if self.sampling is not None and not (row.is_noised and row.decode == "cloud"):
+            _refuse(f'mode "{self.mode}" takes sampling from the caller; leave [sampling] out and give it with the run')
 
     def _check_rounds(self) -> None:
         if self.homomorphic != Homomorphic() and self.mode is not TrustMode.HOMOMORPHIC:

@@ -21,6 +21,7 @@ BYTE_SIDE = (
     "splitinfer.homomorphic",
     "splitinfer.masking",
     "splitinfer.merkle",
+    "splitinfer.noise",
     "splitinfer.placement",
     "splitinfer.receive",
     "splitinfer.rounds",
@@ -34,6 +35,8 @@ BYTE_SIDE = (
 PROOFS = {
     "VerifiedRecipient": "splitinfer/attestation/appraise.py",
     "PublicPrefix": "splitinfer/store/prefix.py",
+    "NoisedEmbeddings": "splitinfer/noise/embedding.py",
+    "NoisedSlabs": "splitinfer/noise/clipping.py",
     "ReleasedTransfer": "splitinfer/egress/gate.py",
     "VerifiedTransfer": "splitinfer/receive/intake.py",
 }
