@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _DEFAULT_TOKENS = 256
-_IDLE_PRIORITY = 19
+_IDLE_PRIORITY = 10
 
 _EPILOG = """examples:
   splitinfer masks prepare                               masks for 256 tokens of the model of policy masked

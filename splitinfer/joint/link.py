@@ -102,11 +102,11 @@ class RoundsLink:
             link.send()
         self._call.sent_root = sealed.body.stream.root().hex()
         reply = self.reply = open_reply(link, sealed.sent(recipient), self._expected)
+        reply.reader.is_followed = True
         if reply.was_refused:
             raise self._refusal(reply)
         if (reply.manifest.kind, reply.manifest.frames) != ("rounds", 0):
             raise LayoutMismatchError("the reply is of another kind than was asked for")
-        reply.reader.is_followed = True
         reply.receive_closed()
         self._check_receipt(reply.receipt)
         self._begin(sealed, reply)
@@ -131,6 +131,9 @@ class RoundsLink:
         if len(reply.blobs) != 1:
             raise TruncatedError("the session's end has no receipt")
         self._check_receipt(read_receipt_region(reply.blobs[0]))
+        if self._link is not None:
+            with suppress(SplitInferError):
+                self._drain(self._link)
 
     def close(self) -> None:
         """Tell the cloud that the session is over, if that is still to be told, and close the connection."""

@@ -5,39 +5,21 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from collections.abc import Iterable
 
 import numpy as np
 import pytest
 from tenseal import sealapi
 
-from splitinfer.errors import SplitInferError
 from splitinfer.homomorphic.cloud import CloudHalf
 from splitinfer.homomorphic.device import DeviceHalf
 from splitinfer.homomorphic.linear_plan import LinearShape
-from splitinfer.homomorphic.parameters import parameters_for
 from splitinfer.homomorphic.planning import AttentionShape
-from splitinfer.homomorphic.seal import load, make_context, to_bytes
 from splitinfer.homomorphic.weights import LinearStore
 from splitinfer.rounds import Operation
 from tests.support.homomorphic import Loopback
+from tests.support.secret_keys import planted, secret_keys
 
-CONTEXT = make_context(parameters_for("balanced"))
 SECRET_KINDS = (sealapi.SecretKey, sealapi.KeyGenerator, sealapi.Decryptor, sealapi.Encryptor)
-
-
-def secret_keys(blobs: Iterable[bytes]) -> list[int]:
-    """Return the places of blobs that load as a secret key, or as a plaintext, which is what a secret key is inside."""
-    found = []
-    for place, blob in enumerate(blobs):
-        for kind in (sealapi.SecretKey, sealapi.Plaintext):
-            try:
-                load(kind, CONTEXT, blob, limit_bytes=1 << 26)
-            except SplitInferError:
-                continue
-            found.append(place)
-            break
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +46,7 @@ def test_no_object_that_the_cloud_received_loads_as_a_secret_key(whole_session: 
 
 
 def test_a_planted_secret_key_is_found(whole_session: Loopback) -> None:
-    secret = to_bytes(sealapi.KeyGenerator(CONTEXT).secret_key())
-    received = [*whole_session.received_by_cloud()[:5], secret]
+    received = [*whole_session.received_by_cloud()[:5], planted()]
     assert secret_keys(received) == [5]
 
 
@@ -89,6 +70,6 @@ def test_nothing_decrypted_goes_back(whole_session: Loopback) -> None:
 
 
 def test_the_cloud_half_imports_no_torch() -> None:
-    code = "import sys, splitinfer.homomorphic.process; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import sys, splitinfer.homomorphic.worker; print('torch' in sys.modules, 'transformers' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout.split() == ["False", "False"]
