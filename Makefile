@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench bench-model clean
+.PHONY: help setup demo test test-all check bench bench-model bench-attacks evaluate evaluate-noise clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,16 @@ bench: $(STAMP)  ## every benchmark, at most 15 minutes on 2 cores; writes docs/
 
 bench-model: $(STAMP)  ## exact match of the embedded model by context length and question kind, into its model card
 	$(BIN)/python benchmarks/embedded_model.py --write
+
+bench-attacks: $(STAMP)  ## the bars of the attacks: what unprotected, rounded, obfuscated, noised caches give away
+	$(BIN)/python benchmarks/attacks.py
+
+evaluate: $(STAMP)  ## every attack on every built-in policy, at most 15 minutes on 2 cores; writes build/evaluation
+	$(BIN)/splitinfer evaluate local public-prefix sealed-prefill sealed-decode noised-decode --out build/evaluation
+
+evaluate-noise: $(STAMP)  ## the long study of noise: leakage and utility over sigma; writes build/evaluation-noise
+	$(BIN)/splitinfer evaluate noised-decode --prompts 20 --sigma 0.02 --sigma 0.05 --sigma 0.1 --sigma 0.15 --sigma 0.2 \
+		--sigma 0.3 --sigma 0.5 --sigma 1 --out build/evaluation-noise
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

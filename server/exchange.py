@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from server.bridge import Ended, Head, Inbound, Outbound, start_call
 from server.limits import Slots, declared_body_bytes
@@ -17,6 +18,7 @@ from server.log import report_broken_reply, report_internal_error
 from server.problems import FIXED_HEADERS, Problem, problem_for
 from splitinfer.errors import LimitExceededError, SplitInferError, TransportTimeoutError
 from splitinfer.handoff import Cloud, Route
+from splitinfer.receive.reading import MAX_HEAD_BYTES
 
 __all__ = ["Door", "Exchange", "Lane"]
 
@@ -29,6 +31,7 @@ _MAX_STATE_BYTES = 4096
 _MIN_BYTES_PER_SECOND = 4096
 _SESSION_HEADERS = {"Cache-Control": "no-store"}
 _STREAM, _JSON = "application/octet-stream", "application/json"
+_PREFIX_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Door:
         rounds_idle_seconds: float = 600.0,
     ) -> None:
         self.cloud = cloud
+        self.silence_seconds = silence_seconds
         self.is_draining = False
         workers = ThreadPoolExecutor(max_transfers, thread_name_prefix="transfer")
         keyset_workers = ThreadPoolExecutor(_KEYSET_WORKERS, thread_name_prefix="keyset")
@@ -97,15 +101,30 @@ class Exchange(Response):
         self._door, self._route, self._lane = door, route, door.lane(route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the limits before any of the body is read, then let the cloud answer."""
+        """Check the limits before any of the body is read, wait for its head, then let the cloud answer."""
         refusal = self._refusal(Headers(scope=scope))
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        await self._call(scope, receive, send)
+        begun = _Begun(receive)
+        try:
+            is_there = self._route is Route.KEYSET or await begun.has_head(self._door.silence_seconds)
+        except TransportTimeoutError as error:
+            await problem_for(error)(scope, receive, send)
+            return
+        if not is_there:
+            return
+        if self._door.is_draining:
+            await Problem(503, "draining")(scope, begun.receive, send)
+            return
+        # Only now: whoever sends half a head, and proves nothing, keeps nobody else out.
+        if not self._lane.slots.take():
+            await Problem(429, "remote_busy")(scope, begun.receive, send)
+            return
+        await self._call(scope, begun.receive, send)
 
     def _refusal(self, headers: Headers) -> Problem | None:
-        """Return why this request is not begun; where it is, a slot has been taken."""
+        """Return why nothing of this request is read."""
         if self._door.is_draining:
             return Problem(503, "draining")
         try:
@@ -114,8 +133,6 @@ class Exchange(Response):
             return problem_for(error)
         if body_bytes is None and not self._may_lack_length(headers):
             return Problem(411, "length_required")
-        if not self._lane.slots.take():
-            return Problem(429, "remote_busy")
         return None
 
     def _may_lack_length(self, headers: Headers) -> bool:
@@ -154,6 +171,44 @@ class Exchange(Response):
             _abort(scope)
         else:
             await problem_for(error, is_body_read=is_body_read)(scope, receive, send)
+
+
+class _Begun:
+    """The start of a body: what of it came while its head was waited for, and then the rest."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._held: deque[Message] = deque()
+
+    async def has_head(self, seconds: float) -> bool:
+        """Wait for a body's head, or for so much that it can have none; False where the client left.
+
+        Raises TransportTimeoutError where that takes too long.
+        """
+        data = b""
+        try:
+            async with asyncio.timeout(seconds):
+                while not _is_head(data):
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        return False
+                    self._held.append(message)
+                    data += message.get("body", b"")
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise TransportTimeoutError("the head of the body did not arrive in time") from None
+        return True
+
+    async def receive(self) -> Message:
+        """Return the next message, those that came already first."""
+        return self._held.popleft() if self._held else await self._receive()
+
+
+def _is_head(data: bytes) -> bool:
+    """Tell whether these bytes hold a head, or declare one that will be refused."""
+    declared = int.from_bytes(data[:_PREFIX_BYTES], "big")
+    return len(data) >= _PREFIX_BYTES and (declared > MAX_HEAD_BYTES or len(data) >= _PREFIX_BYTES + declared)
 
 
 class _Sender:

@@ -23,6 +23,7 @@ import cases_layout
 import cases_manifest
 import cases_recipient
 import cases_reply
+import cases_resume
 import cases_turns
 from derived import derivations
 from reference import Json
@@ -41,6 +42,7 @@ PARTS = (
     cases_reply,
     cases_layout,
     cases_turns,
+    cases_resume,
 )
 
 
