@@ -308,7 +308,7 @@ def _price(padded: int) -> str:
     at_end = min(padded, late + RANGE_TOKENS)
     return (
         f"{late:,} of {padded:,} rows wait for the prefill's end so that nothing but the padded count shows, and the "
-        f"range before them is ready with it: at most {1 - at_end / padded:.3f} of a wire as long as the prefill is hidden"
+        f"range before them is ready with it: at most {1 - at_end / padded:.3f} of a wire up to the prefill is hidden"
     )
 
 
