@@ -58,9 +58,10 @@ from splitinfer.sealing.transfer import HEAD_BOUND_BYTES, SealedBody, TransferKe
 from splitinfer.sealing.wire import VERSION
 
 __all__ = ["Ask", "Common", "Exchange", "Place", "SealedAsk", "close_ask", "decode_ask", "prefill_ask", "read_keyset"]
-__all__ += ["rounds_ask", "seal_ask"]
+__all__ += ["rounds_ask", "rows_ask", "seal_ask"]
 
 MAX_KEYSET_BYTES = 64 * 1024
+_SMALL_ROWS_BYTES = 1024 * 1024
 T = TypeVar("T")
 
 
@@ -89,7 +90,7 @@ class Ask:
             return self.bucket
         if manifest.kind == "decode":
             return manifest.tokens.padded - manifest.session.base_tokens
-        return slab_tokens(manifest) if manifest.kind == "prefill" else 0
+        return slab_tokens(manifest) if manifest.kind in {"prefill", "rows"} else 0
 
     @property
     def bytes_up_bound(self) -> int:
@@ -145,6 +146,15 @@ def prefill_ask(
     padded = slab_tokens(manifest)
     slab = token_slab(sent, padded_tokens=padded)
     return Ask(Route.PREFILL, manifest, [slab], padded * TOKEN_BYTES, PROMPT_CHUNK_BYTES)
+
+
+def rows_ask(common: Common, rows: bytes, steps: tuple[Step, ...], *, tokens: int) -> Ask:
+    """Ask for the cache of a prompt that is sent as the bytes of its embedding rows, all of one length."""
+    manifest = _manifest(common, "rows", _tokens(tokens, _FIRST), steps)
+    total = slab_tokens(manifest) * (len(rows) // tokens)
+    # A short prompt's manifest shall not fill a chunk larger than its rows.
+    chunk_bytes = PROMPT_CHUNK_BYTES if total <= _SMALL_ROWS_BYTES else schedule.cache_chunk_bytes(total)
+    return Ask(Route.PREFILL, manifest, [rows.ljust(total, b"\x00")], total, chunk_bytes)
 
 
 def close_ask(common: Common) -> Ask:
@@ -208,7 +218,7 @@ def _from(steps: tuple[Step, ...], base_tokens: int) -> tuple[Step, ...]:
 
 def _manifest(
     common: Common,
-    kind: Literal["prefill", "decode", "close", "rounds"],
+    kind: Literal["prefill", "rows", "decode", "close", "rounds"],
     tokens: TokensWire,
     steps: tuple[Step, ...],
     *,
@@ -276,8 +286,9 @@ def seal_ask(
     randomness: Callable[[int], bytes],
 ) -> SealedAsk:
     """Seal an ask; raises RecipientMismatchError where the recipient's certificate does not allow it."""
-    if ask.manifest.kind != "close" and ask.manifest.kind not in recipient.capabilities:
-        raise RecipientMismatchError(f"the recipient's certificate does not allow it to {_VERBS[ask.manifest.kind]}")
+    needed = "prefill" if ask.manifest.kind == "rows" else ask.manifest.kind
+    if needed != "close" and needed not in recipient.capabilities:
+        raise RecipientMismatchError(f"the recipient's certificate does not allow it to {_VERBS[needed]}")
     manifest = ask.manifest.model_copy(update={"log_checkpoint": log_checkpoint})
     own_id = sender_id(recipient.keyset_digest, device_key.public_key().public_bytes_raw())
     body, keys = seal_request(

@@ -6,6 +6,7 @@
                      (or, without a permit, the cache that the store kept of the same tokens)
     sealed-prefill   permit -> prompt up, its cache down -> decode here
     sealed-decode    prefill here -> permit -> cache up while it grows, tokens down
+    noised-prefill   charge -> noise -> permit -> noised rows up, their cache down -> decode here
     noised-decode    charge -> noise -> as sealed-decode, of noised rows alone; nothing is remembered
     homomorphic      prefill here -> permit -> cache up as ciphertexts -> decode here, in rounds with the cloud
     masked           prefill here -> permit -> decode here, in rounds with the cloud
@@ -41,14 +42,24 @@ from splitinfer.errors import (
     UsageError,
     VerificationError,
 )
-from splitinfer.exchange import Ask, Common, Exchange, Place, close_ask, decode_ask, prefill_ask, rounds_ask
+from splitinfer.exchange import (
+    Ask,
+    Common,
+    Exchange,
+    Place,
+    close_ask,
+    decode_ask,
+    prefill_ask,
+    rounds_ask,
+    rows_ask,
+)
 from splitinfer.handoff import Label, PromptTokens, Route, SamplingParams, Segment
 from splitinfer.joint.link import RoundsLink
 from splitinfer.joint.work import Work, work_for
 from splitinfer.model.embeddings import Rows
 from splitinfer.model.stepwise import Step as RoundStep
 from splitinfer.noise.certificate import Certificate
-from splitinfer.noised import release, with_public_end
+from splitinfer.noised import release, require_private, with_public_end
 from splitinfer.partial import Part, salvage
 from splitinfer.placement import Plan, Step, place
 from splitinfer.recall import LOST_NOTE, Recall
@@ -137,7 +148,9 @@ class Flow:
         if policy.noise is None:
             return prompt
         try:
-            return with_public_end(self._engine, prompt, policy.noise)
+            require_private(prompt)
+            is_fed_by_cloud = MODES[policy.mode].decode == "cloud"
+            return with_public_end(self._engine, prompt, policy.noise) if is_fed_by_cloud else prompt
         except (EgressDeniedError, PolicyError) as error:
             self._device.gate.deny(error, mode=policy.mode.value, policy_sha256=policy.digest)
             raise
@@ -156,7 +169,7 @@ class Flow:
             return
         remote = self._sealed_decode if self._plan.decode_on == "cloud" else self._cloud_prefill
         if MODES[self._plan.mode].is_noised:
-            remote = self._noised_decode
+            remote = self._noised_decode if self._plan.decode_on == "cloud" else self._noised_prefill
         if self._plan.mode in _ROUNDS:
             remote = self._in_rounds
         try:
@@ -281,6 +294,18 @@ class Flow:
         noised = release(self._device, self._prompt)
         self._progress.certificate = noised.certificate
         yield from self._sealed_decode(noised.rows)
+
+    def _noised_prefill(self) -> Iterator[str]:
+        """Pay and draw once, noised rows up, their cache down, decode here; the last token, as it is, stays here."""
+        noised, plan = release(self._device, self._prompt), self._plan
+        self._progress.certificate = noised.certificate
+        rows = self._engine.rows_to(noised.rows[: plan.prefix_tokens])
+        ask = rows_ask(self._common(), rows, plan.cloud_steps, tokens=plan.prefix_tokens)
+        with self._permitted(ask) as exchange:
+            reply = self._send(exchange, ask)
+            snapshot = self._receive(exchange, reply, ask, RowCheck(self._device, self._prompt.token_ids), None)
+        self._progress.prefilled_by_cloud_tokens = plan.prefix_tokens
+        yield from self._decode_here(snapshot)
 
     def _sealed_decode(self, rows: Rows | None = None) -> Iterator[str]:
         """Prefill here, cache up while it grows, tokens down; only verified frames are shown."""
@@ -512,7 +537,7 @@ class Flow:
 
     def _salvage(self, exchange: Exchange, sink: CacheSink, rows: RowCheck, *, base_tokens: int) -> None:
         """Keep the verified steps of a cache whose connection was lost, where the device is about to take over."""
-        if not self._may_fall_back():
+        if not self._may_fall_back() or MODES[self._plan.mode].is_noised:
             sink.wipe()
             return
         self._progress.part = salvage(

@@ -44,6 +44,11 @@ _LEAVES = {
         "tokens there are and where goes with it. The answer comes back, sealed."
     ),
 }
+_LEAVES[TrustMode.NOISED_PREFILL] = (
+    "The embeddings of the prompt after noise was added to those of its private tokens, sealed; not its last token. "
+    "They give back the public texts, and the private ones as the noise left them. How many private tokens there are "
+    "and where goes with it. Their cache comes back, sealed. The answer is made on the device and is not sent."
+)
 _READERS = {
     TrustMode.LOCAL: "Only this device.",
     TrustMode.PUBLIC_PREFIX: (
@@ -62,6 +67,10 @@ _READERS = {
         "through noise, and the answer in clear, which can repeat private text."
     ),
 }
+_READERS[TrustMode.NOISED_PREFILL] = (
+    "Private texts as they are, and the answer: only this device. The recipient has the public texts in clear and the "
+    "private ones through noise."
+)
 _SEALED = (
     "Sealed means encrypted and authenticated, so that only the recipient with the pinned identity can open it. "
     "Clear means readable as it is. Until the recipient destroys its short-lived keys, whoever takes those keys can "

@@ -22,6 +22,7 @@ class TrustMode(StrEnum):
     SEALED_PREFILL = "sealed-prefill"
     SEALED_DECODE = "sealed-decode"
     NOISED_DECODE = "noised-decode"
+    NOISED_PREFILL = "noised-prefill"
     HOMOMORPHIC = "homomorphic"
     MASKED = "masked"
 
@@ -52,6 +53,11 @@ _SEALED_GUARANTEE = (
     "it proves who the recipient is, not what the recipient does with the text"
 )
 _SEALED_ASSUMPTION = "the recipient with the pinned identity is trusted with the whole prompt"
+
+_NOISED_GUARANTEE = (
+    "the recipient sees private text through noise, with the epsilon and delta that the policy states between "
+    "the neighbours that it names, or formally meaningless, empirical only, where that epsilon is large"
+)
 
 _ROWS = (
     ModeRow(
@@ -108,13 +114,24 @@ _ROWS = (
         crosses="the cache of the noised prompt up, tokens down",
         protection="sealed",
         readable_by=("device",),
-        guarantee=(
-            "the recipient sees private text through noise, with the epsilon and delta that the policy states between "
-            "the neighbours that it names, or formally meaningless, empirical only, where that epsilon is large"
-        ),
+        guarantee=_NOISED_GUARANTEE,
         cloud_reads=(
             "the public text, the private text through noise, how many private tokens there are and where, and the "
             "answer in clear"
+        ),
+        assumption="none for the promise about private text; honest for an honest answer",
+        is_noised=True,
+    ),
+    ModeRow(
+        mode=TrustMode.NOISED_PREFILL,
+        prefill="cloud",
+        decode="device",
+        crosses="the embeddings of the noised prompt up, their cache down",
+        protection="sealed",
+        readable_by=("device",),
+        guarantee=_NOISED_GUARANTEE,
+        cloud_reads=(
+            "the public text, the private text through noise, and how many private tokens there are and where"
         ),
         assumption="none for the promise about private text; honest for an honest answer",
         is_noised=True,

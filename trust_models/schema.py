@@ -320,6 +320,8 @@ class Policy(_Section):
             )
         if not row.is_noised and self.noise is not None:
             _refuse(f'mode "{self.mode}" adds no noise, so [noise] would promise what is not done; leave it out')
+        if self.noise is not None and self.noise.first_token_text is not None and row.decode == "device":
+            _refuse(f'mode "{self.mode}" feeds the first token on the device; leave noise.first_token_text out')
         if self.sampling is not None and not (row.is_noised and row.decode == "cloud"):
             _refuse(f'mode "{self.mode}" takes sampling from the caller; leave [sampling] out and give it with the run')
 

@@ -36,10 +36,11 @@ from splitinfer.cloud.rounds import MakeHalf, Rounds
 from splitinfer.cloud.sessions import SessionLimits, Sessions, Turn
 from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, TransportError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
+from splitinfer.model.embeddings import Rows
 from splitinfer.model.engine import Decoding, Engine
 from splitinfer.receive.expectations import Expectations, check_request
 from splitinfer.receive.intake import OpenedRequest, open_request
-from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink, slab_tokens
+from splitinfer.receive.tokens import TOKEN_BYTES, RowSink, TokenSink, slab_tokens
 from splitinfer.sealing.frames import end_frame, frame_count, pad_frame, refusal_frame, token_frame
 from splitinfer.sealing.manifest import (
     CacheWire,
@@ -157,7 +158,7 @@ class CloudService:
     def _in_turn(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer) -> CloudReply:
         """Prefill or decode with the session to itself; the cache that it went on from is not there afterwards."""
         turn = answer.turn = answer.turn or self._sessions.begin(opened.sender, manifest)
-        run = self._prefill if manifest.kind == "prefill" else self._decode
+        run = {"prefill": self._prefill, "rows": self._prefill_rows}.get(manifest.kind, self._decode)
         try:
             return run(opened, manifest, answer, turn)
         except TransportError:
@@ -192,6 +193,32 @@ class CloudService:
             answer.log("reused", reused)
         cache = self._grown(token_ids, manifest, held)
         remains = Remains(cache, keep, base=None if cache is held else held)
+        return self._sent(cache, remains, manifest, answer, prefilled=manifest.tokens.true - reused)
+
+    def _prefill_rows(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer, turn: Turn) -> CloudReply:
+        """Embedding rows in, cache out, as `_prefill` does; nothing is kept of it, and nothing is gone on from."""
+        with self._model_lock:
+            self._engine.require_only_embeddings()
+        tokens, width = manifest.tokens, self._engine.row_bytes
+        sink = RowSink(true_tokens=tokens.true, padded_tokens=tokens.padded, row_bytes=width)
+        size = tokens.padded * width
+        verified = opened.receive(sink, iter([size]), data_bytes=size)
+        answer.log("received", verified.chunk_count)
+        answer.log("opened", 1)
+        rows = self._engine.rows_from(verified.payload)
+        cache = self._grown((0,) * tokens.true, manifest, None, rows=rows)
+        remains = Remains(cache, partial(turn.keep, root=verified.ciphertext_root.hex()))
+        return self._sent(cache, remains, manifest, answer, prefilled=tokens.true)
+
+    def _sent(
+        self,
+        cache: CacheSnapshot | GrowingCache,
+        remains: Remains,
+        manifest: RequestManifest,
+        answer: Answer,
+        *,
+        prefilled: int,
+    ) -> CloudReply:
         packed = _packed(cache, manifest, remains)
         total = packed.size_bytes
         coded_bytes = total if packed.is_variable else None
@@ -203,7 +230,7 @@ class CloudService:
 
         return answer.reply(
             response,
-            answer.cache_pieces(packed, remains, prefilled=manifest.tokens.true - reused),
+            answer.cache_pieces(packed, remains, prefilled=prefilled),
             data_bytes=total,
             chunk_bytes=schedule.cache_chunk_bytes(total),
             wipe=forget,
@@ -225,7 +252,12 @@ class CloudService:
         return (0,) * base + verified.payload, verified.ciphertext_root.hex()
 
     def _grown(
-        self, token_ids: tuple[int, ...], manifest: RequestManifest, held: CacheSnapshot | None
+        self,
+        token_ids: tuple[int, ...],
+        manifest: RequestManifest,
+        held: CacheSnapshot | None,
+        *,
+        rows: Rows | None = None,
     ) -> CacheSnapshot | GrowingCache:
         """Prefill onto what is held, in a thread; where all is held, only the padding time is spent."""
         steps = [step for step in manifest.steps if held is None or step[0] >= held.true_tokens]
@@ -238,6 +270,7 @@ class CloudService:
                 padded_tokens=padded,
                 base_tokens=manifest.session.base_tokens,
                 guard=self._model_lock,
+                rows=rows,
             )
         with self._model_lock:
             self._engine.burn(padded - held.true_tokens)
@@ -361,4 +394,10 @@ def _packed(cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, rema
         raise
 
 
-_ROUTES = {"prefill": Route.PREFILL, "close": Route.PREFILL, "decode": Route.DECODE, "rounds": Route.SESSION}
+_ROUTES = {
+    "prefill": Route.PREFILL,
+    "rows": Route.PREFILL,
+    "close": Route.PREFILL,
+    "decode": Route.DECODE,
+    "rounds": Route.SESSION,
+}

@@ -153,7 +153,9 @@ class Stage:
         self._watched.forget()
         self._inner.forget()
         plain = self.engine.tokenize(prompt.segments)
-        tokens = with_public_end(self.engine, plain, self.policy.noise) if self.policy.noise else plain
+        is_fed_by_cloud = self.policy.noise is not None and MODES[self.policy.mode].decode == "cloud"
+        noise = self.policy.noise if is_fed_by_cloud else None
+        tokens = with_public_end(self.engine, plain, noise) if noise else plain
         began = time.process_time()
         answer = self._session.run(prompt.segments, **self._sampling(params))
         device_cpu = time.process_time() - began - self._watched.cpu_seconds

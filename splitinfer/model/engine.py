@@ -15,7 +15,15 @@ from splitinfer.cache.snapshot import CacheSnapshot, layout_of
 from splitinfer.handoff import CacheLayout, ModelIdentity, Numerics, PromptTokens, SamplingParams, Segment
 from splitinfer.model import layerwise, prompt
 from splitinfer.model.decode import Decoder, FinishReason
-from splitinfer.model.embeddings import Rows, as_embeddings, embedding_rows, require_only_embeddings
+from splitinfer.model.embeddings import (
+    Rows,
+    as_embeddings,
+    embedding_rows,
+    require_only_embeddings,
+    row_bytes,
+    rows_from,
+    rows_to,
+)
 from splitinfer.model.layerwise import LayerwiseModel
 from splitinfer.model.layerwise import Rows as MatrixRows
 from splitinfer.model.loading import LoadedModel
@@ -140,6 +148,19 @@ class Engine:
     def embedding_rows(self, token_ids: Sequence[int]) -> Rows:
         """Return the input embedding's rows of these ids (see `embeddings.embedding_rows`)."""
         return embedding_rows(self._loaded.model, token_ids)
+
+    @property
+    def row_bytes(self) -> int:
+        """Return how many bytes an embedding row has."""
+        return row_bytes(self._loaded.model)
+
+    def rows_to(self, rows: Rows) -> bytes:
+        """Return rows as bytes (see `embeddings.rows_to`)."""
+        return rows_to(self._loaded.model, rows)
+
+    def rows_from(self, data: bytes) -> Rows:
+        """Return the rows of bytes (see `embeddings.rows_from`)."""
+        return rows_from(self._loaded.model, data)
 
     def require_only_embeddings(self) -> None:
         """Refuse a model that looks at token ids beside their embeddings; raises UnsupportedModelError."""

@@ -84,6 +84,8 @@ def _check_session(manifest: RequestManifest) -> None:
         raise ReplayError("a first turn has neither parent nor base, a later one has both; send everything again")
     if not is_first and (not session.base_tokens or manifest.public or manifest.kind in _EMPTY_KINDS):
         raise ReplayError("a later turn continues the cache of one before it; send everything again")
+    if manifest.kind == "rows" and (session.turn or session.keep):
+        raise ReplayError("a prompt of rows stands in no session; send it so")
     if manifest.public and (session.keep or manifest.kind != "prefill"):
         raise ReplayError("public text is prefilled outside of any session; send it so")
 
@@ -121,7 +123,7 @@ def _check_request_layout(manifest: RequestManifest, expected: Expectations) -> 
         return
     # Public text is computed from its start, or found in the prefix cache, whatever the device holds of it.
     _check_steps(manifest.steps, 0 if manifest.public else base, true)
-    if manifest.kind == "prefill":
+    if manifest.kind in {"prefill", "rows"}:
         return
     if manifest.cache is None or manifest.last_token is None or manifest.sampling is None:
         raise LayoutMismatchError("a decode request names a cache layout, a last token and sampling")

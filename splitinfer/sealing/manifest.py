@@ -221,7 +221,7 @@ class RequestManifest(WireModel):
     """The first thing inside a request stream: what it carries and what is asked."""
 
     version: Version
-    kind: Literal["prefill", "decode", "close", "rounds"]
+    kind: Literal["prefill", "rows", "decode", "close", "rounds"]
     protection: Short
     codec: Short
     pad: Short

@@ -112,7 +112,7 @@ REFUSED = [
     ("huge number", "[transfer]\nchunk_tokens = " + "9" * 5000, "is not TOML", "write"),
     ("missing mode", REMOTE, "mode is missing", "sealed-decode"),
     ("mode below a section", f'{REMOTE}mode = "local"', "mode is missing", "above the first [section]"),
-    ("future mode", 'mode = "noised-prefill"', "'noised-prefill' is not known", "public-prefix"),
+    ("future mode", 'mode = "enclave-decode"', "'enclave-decode' is not known", "public-prefix"),
     ("mode of a wrong type", "mode = 3", "mode has the wrong type", "in quotes"),
     ("misspelt section", f"{PUBLIC}{REMOTE}[transfr]\n", "unknown key 'transfr'", "write transfer"),
     ("misspelt key", f"{PUBLIC}{REMOTE}[transfer]\nverify_row = 3", "'verify_row' in [transfer]", "write verify_rows"),
@@ -263,6 +263,12 @@ REFUSED = [
     ("unknown mechanism", f"{NOISED}{REMOTE}{_noise(mechanism=quoted('laplace'))}", "'laplace'", "embedding"),
     ("unknown afterwork", f"{NOISED}{REMOTE}{_noise(post=quoted('round'))}", "'round'", "posterior"),
     ("empty first token", f"{NOISED}{REMOTE}{_noise(first_token_text=quoted(''))}", "first_token_text", "public text"),
+    (
+        "first token of a device that decodes",
+        f"{NOISED.replace('decode', 'prefill')}{REMOTE}{_noise(first_token_text=quoted('>'))}",
+        "feeds the first token on the device",
+        "leave noise.first_token_text out",
+    ),
     ("no new tokens", f"{NOISED}{REMOTE}{NOISE}[sampling]\nmax_new_tokens = 0", "max_new_tokens", "write a number"),
     ("cold", f"{NOISED}{REMOTE}{NOISE}[sampling]\ntemperature = -1.0", "temperature", "temperature = 0.0"),
     ("negative seed", f"{NOISED}{REMOTE}{NOISE}[sampling]\nseed = -1", "seed", "any seed from 0 on"),
@@ -340,8 +346,8 @@ def test_builtin_name_wins_over_a_file_of_that_name(tmp_path: Path, monkeypatch:
 
 
 def test_future_mode_is_no_builtin() -> None:
-    with pytest.raises(PolicyError, match="neither a built-in policy nor a file 'noised-prefill'"):
-        resolve("noised-prefill")
+    with pytest.raises(PolicyError, match="neither a built-in policy nor a file 'enclave-decode'"):
+        resolve("enclave-decode")
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
