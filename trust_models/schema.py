@@ -363,6 +363,9 @@ class Policy(_Section):
             del fields["session"]
         if self.mode is not TrustMode.HOMOMORPHIC:
             del fields["homomorphic"]
+        if "sampling" in fields:
+            # As in a manifest: JSON numbers are exact up to 2^53 only.
+            fields["sampling"]["seed"] = str(fields["sampling"]["seed"])
         unique = {rfc8785.dumps(rule): rule for rule in fields["segments"]["rule"]}
         fields["segments"]["rule"] = [unique[key] for key in sorted(unique)]
         return hashlib.sha256(rfc8785.dumps(fields)).hexdigest()
