@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench bench-model bench-attacks evaluate evaluate-noise clean
+.PHONY: help setup demo test test-all check bench bench-model bench-attacks bench-homomorphic evaluate evaluate-noise clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,10 @@ evaluate: $(STAMP)  ## every attack on every built-in policy, at most 15 minutes
 evaluate-noise: $(STAMP)  ## the long study of noise: leakage and utility over sigma; writes build/evaluation-noise
 	$(BIN)/splitinfer evaluate noised-prefill noised-decode --prompts 20 --sigma 0.02 --sigma 0.05 --sigma 0.1 --sigma 0.15 --sigma 0.2 \
 		--sigma 0.3 --sigma 0.5 --sigma 1 --out build/evaluation-noise
+
+bench-homomorphic: $(STAMP)  ## homomorphic and masked against their marks; exits 1 where one is missed
+	$(BIN)/python benchmarks/homomorphic.py
+	$(BIN)/python benchmarks/masked.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,6 +23,8 @@ class TrustMode(StrEnum):
     SEALED_DECODE = "sealed-decode"
     NOISED_DECODE = "noised-decode"
     NOISED_PREFILL = "noised-prefill"
+    HOMOMORPHIC = "homomorphic"
+    MASKED = "masked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class ModeRow:
     prefill: Literal["device", "cloud", "cloud:public"]
     decode: Literal["device", "cloud"]
     crosses: str
-    protection: Literal["none", "sealed"]
+    protection: Literal["none", "sealed", "homomorphic", "masked"]
     readable_by: tuple[str, ...]
     guarantee: str
     cloud_reads: str
@@ -133,6 +135,35 @@ _ROWS = (
         ),
         assumption="none for the promise about private text; honest for an honest answer",
         is_noised=True,
+    ),
+    ModeRow(
+        mode=TrustMode.HOMOMORPHIC,
+        prefill="device",
+        decode="device",
+        crosses="ciphertexts of the prompt's cache and of each step's queries and weights up, of products down",
+        protection="homomorphic",
+        readable_by=("device",),
+        guarantee=(
+            "cryptographic towards a cloud that is curious but follows the protocol: CKKS ciphertexts at 128-bit "
+            "classical security by the Homomorphic Encryption Standard's tables; towards a cloud that does not follow "
+            "it, nothing is claimed"
+        ),
+        cloud_reads="the prompt's length to a tile, how many tokens are made and when; public text where so set",
+        assumption="the cloud follows the protocol and is curious",
+    ),
+    ModeRow(
+        mode=TrustMode.MASKED,
+        prefill="device",
+        decode="device",
+        crosses="activations under one-time masks up, products down",
+        protection="masked",
+        readable_by=("device",),
+        guarantee=(
+            "computational: activations are hidden by masks from a cryptographic stream, each used once, whatever the "
+            "cloud does; a wrong product passes the three checks with a chance of at most 2^-51"
+        ),
+        cloud_reads="how many tokens are made and when, which mask pool and how much of it is used",
+        assumption="none for the secrecy of the text; this machine is not put back to an earlier state",
     ),
 )
 

@@ -4,6 +4,7 @@
     prefill  -> request head, sealed manifest, token ids -> prefill -> cache while it grows, receipt
     decode   -> request head, sealed manifest, cache -> decode -> token frames, receipt
     close    -> request head, sealed manifest -> receipt
+    session  -> request head, sealed manifest -> receipt, then a record down for each record up (`rounds`)
     state    -> how far a transfer is whose connection was lost
     resume   -> the rest of its request, the rest of its reply
 
@@ -17,7 +18,7 @@ connection was lost is parked as it is (`parked`), until it goes on or its time 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -31,6 +32,7 @@ from splitinfer.cloud.prefixes import Prefixes, PrefixLimits
 from splitinfer.cloud.recipient import Recipient
 from splitinfer.cloud.remains import Remains
 from splitinfer.cloud.resuming import Resuming
+from splitinfer.cloud.rounds import MakeHalf, Rounds
 from splitinfer.cloud.sessions import SessionLimits, Sessions, Turn
 from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, TransportError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
@@ -66,8 +68,9 @@ class CloudService:
         randomness: Callable[[int], bytes],
         sessions: SessionLimits | None = None,
         prefixes: PrefixLimits | None = None,
+        halves: Mapping[str, MakeHalf] | None = None,
     ) -> None:
-        self._engine = engine
+        self._engine, self._halves = engine, halves or {}
         self._sessions = Sessions(sessions or SessionLimits(), model=ModelWire.of(engine.identity), clock=clock)
         self._prefixes = Prefixes(
             prefixes or PrefixLimits(), model=engine.identity, numerics=engine.numerics, randomness=randomness
@@ -88,6 +91,8 @@ class CloudService:
             return self._resuming.state(body)
         if route is Route.RESUME:
             return self._resuming.resume(body)
+        if route is Route.SESSION:
+            return self._session(body)
         if route not in (Route.PREFILL, Route.DECODE):
             raise UsageError("there is no such call")
         opened = open_request(body, self._recipient)
@@ -110,6 +115,30 @@ class CloudService:
         self._parking.close()
         self._sessions.close()
         self._prefixes.close()
+
+    def _session(self, body: Source) -> CloudReply:
+        """Read the opening of a session and begin its rounds; a lost connection is its end."""
+        opened = open_request(body, self._recipient)
+        opened.reader.is_followed = True
+        answer = Answer(opened, self._recipient, self._randomness)
+        try:
+            manifest = answer.manifest = opened.manifest()
+            check_request(manifest, self._expected)
+            if manifest.kind != "rounds":
+                raise ManifestError("the sealed manifest asks for another route than it came by")
+            verified = opened.receive(_Nothing(), iter(()), data_bytes=0)
+            make = self._halves.get(manifest.protection)
+            if make is None:
+                raise UsageError(f"this cloud does not offer {manifest.protection}")
+            half = make(opened.sender)
+        except TransportError:
+            raise
+        except SplitInferError as error:
+            return answer.refusal(error)
+        answer.log("received", verified.chunk_count)
+        answer.log("opened", 1)
+        response = self._response(answer, kind="rounds", manifest=manifest)
+        return CloudReply(None, Rounds(body, opened, answer, half, response=response))
 
     def _transfer(self, opened: OpenedRequest, answer: Answer, route: Route) -> CloudReply:
         """Read the request and begin its reply; called again, from here, when it goes on after a lost source."""
@@ -316,7 +345,7 @@ class CloudService:
         self,
         answer: Answer,
         *,
-        kind: Literal["cache", "tokens", "closed"],
+        kind: Literal["cache", "tokens", "closed", "rounds"],
         manifest: RequestManifest,
         frames: int = 0,
         coded_bytes: int | None = None,
@@ -365,4 +394,10 @@ def _packed(cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, rema
         raise
 
 
-_ROUTES = {"prefill": Route.PREFILL, "rows": Route.PREFILL, "close": Route.PREFILL, "decode": Route.DECODE}
+_ROUTES = {
+    "prefill": Route.PREFILL,
+    "rows": Route.PREFILL,
+    "close": Route.PREFILL,
+    "decode": Route.DECODE,
+    "rounds": Route.SESSION,
+}

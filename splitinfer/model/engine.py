@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, layout_of
 from splitinfer.handoff import CacheLayout, ModelIdentity, Numerics, PromptTokens, SamplingParams, Segment
-from splitinfer.model import prompt
+from splitinfer.model import layerwise, prompt
 from splitinfer.model.decode import Decoder, FinishReason
 from splitinfer.model.embeddings import (
     Rows,
@@ -24,10 +24,14 @@ from splitinfer.model.embeddings import (
     rows_from,
     rows_to,
 )
+from splitinfer.model.layerwise import LayerwiseModel
+from splitinfer.model.layerwise import Rows as MatrixRows
 from splitinfer.model.loading import LoadedModel
 from splitinfer.model.prefill import burn, prefill
 from splitinfer.model.start_prefill import start_prefill
+from splitinfer.model.stepwise import Step, StepwiseDecoder
 from splitinfer.model.text import TextStream
+from splitinfer.rounds import Operation
 
 __all__ = ["Decoding", "Engine"]
 
@@ -38,7 +42,7 @@ class Decoding(Iterator[tuple[int, str]]):
     After the last pair, `tail` is the text that had been held back; the pieces and the tail together are `text`.
     """
 
-    def __init__(self, decoder: Decoder, stream: TextStream, *, count: Callable[[], None]) -> None:
+    def __init__(self, decoder: Decoder | StepwiseDecoder, stream: TextStream, *, count: Callable[[], None]) -> None:
         self._decoder = decoder
         self._stream = stream
         self._count = count
@@ -87,6 +91,8 @@ class Engine:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._layout = layout_of(loaded.model)
+        self._written: LayerwiseModel | None = None
+        self._matrices: dict[tuple[int, str], MatrixRows] = {}
         self._sees_only_embeddings = False
         self.prefilled_tokens = 0
         self.decoded_tokens = 0
@@ -231,6 +237,33 @@ class Engine:
             self._loaded.model,
             snapshot,
             last_token=last_token,
+            params=params,
+            eos_token_ids=self.eos_token_ids,
+            stopper=stream,
+        )
+        return Decoding(decoder, stream, count=self._count_decoded)
+
+    def layerwise(self) -> LayerwiseModel:
+        """Return one decode step written out over two callables; raises UnsupportedModelError (see `layerwise`)."""
+        self._written = self._written or layerwise.layerwise(self._loaded.model)
+        return self._written
+
+    def matrices(self) -> dict[tuple[int, str], MatrixRows]:
+        """Return the large matrices of that step by layer and name; raises UnsupportedModelError."""
+        self._matrices = self._matrices or layerwise.matrices(self._loaded.model)
+        return self._matrices
+
+    def operations(self) -> dict[tuple[int, Operation], MatrixRows]:
+        """Return the same by layer and operation."""
+        return {(layer, Operation[name.upper()]): matrix for (layer, name), matrix in self.matrices().items()}
+
+    def decode_by(self, step: Step, *, last_token: int, position: int, params: SamplingParams) -> Decoding:
+        """Decode with a step of which parts are computed elsewhere (see `stepwise.StepwiseDecoder`)."""
+        stream = self.text_stream(params.stop)
+        decoder = StepwiseDecoder(
+            step,
+            last_token=last_token,
+            position=position,
             params=params,
             eos_token_ids=self.eos_token_ids,
             stopper=stream,
