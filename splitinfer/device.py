@@ -11,6 +11,7 @@ from splitinfer.attestation.appraise import SeenKeysets
 from splitinfer.conversation import Conversation
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
+from splitinfer.home.clips import ClipFile
 from splitinfer.home.distances import DistanceFile
 from splitinfer.masking.pool import MaskPool
 from splitinfer.model.engine import Engine
@@ -27,8 +28,8 @@ class Device:
 
     `conversation` is what the session remembers between its runs. `store` is None where no cache is kept: in every
     mode but `public-prefix`, or where policy or caller say so. `masks` opens the pool of mode `masked`, else None.
-    `distances` are the sensitivities found before, None where each run finds its own; `measured` is what an evaluation
-    found of this policy on this model, where there was one.
+    `distances` are the sensitivities found before, `clips` the clip norms, None where each run finds its own;
+    `measured` is what an evaluation found of this policy on this model, where there was one.
     """
 
     policy: Policy
@@ -44,6 +45,7 @@ class Device:
     on_prefill: Callable[[int, int], None] | None = None
     store: CacheStore | None = None
     distances: DistanceFile | None = None
+    clips: ClipFile | None = None
     measured: Measured | None = None
     masks: Callable[[], MaskPool] | None = field(default=None, repr=False)
 

@@ -24,6 +24,7 @@ import cases_manifest
 import cases_recipient
 import cases_reply
 import cases_resume
+import cases_rows
 import cases_turns
 from derived import derivations
 from reference import Json
@@ -43,6 +44,7 @@ PARTS = (
     cases_layout,
     cases_turns,
     cases_resume,
+    cases_rows,
 )
 
 
