@@ -534,7 +534,7 @@ class Flow:
         same = theirs is not None and theirs.numerics() == self._engine.numerics
         is_exact = same and codec.CODECS[self._device.policy.transfer.codec].is_exact
         # Noise makes other tokens than mode `local` does, whatever else is equal.
-        self._progress.is_exact = is_exact and not MODES[self._plan.mode].is_noised
+        self._progress.is_exact = is_exact and not MODES[self._device.policy.mode].is_noised
         return reply
 
     def _receive(
