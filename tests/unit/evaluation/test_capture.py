@@ -96,6 +96,18 @@ def test_the_answer_is_seen_by_who_decodes_it(engine: Engine) -> None:
         assert run.exposures[Seat.RECIPIENT].answered == (run.answer.token_ids if is_seen else ())
 
 
+def test_chance_is_what_public_text_gives_whatever_the_seat_saw(engine: Engine, loaded: LoadedModel) -> None:
+    prompt = make_prompts(1, seed=0, document_rows=1)[0]
+    with Stage.open(policy_of("sealed-prefill"), engine) as stage:
+        run = stage.run(prompt, params=PARAMS)
+    attacker, true = Attacker(loaded), run.tokens.token_ids
+    found = [ATTACKS["prior"].run(attacker, run.exposures[seat], len(true)) for seat in Seat]
+    assert run.exposures[Seat.RECIPIENT].in_clear
+    assert found[0] == found[1]
+    assert found[0] is not None
+    assert found[0].token_ids[: len(true)] != true
+
+
 def test_contents_that_no_seat_reads_are_not_reported_as_nothing_leaked() -> None:
     handed = Handed(calls=1)
     handed.keep(b"ciphertext of a kind that is not known here", last_token=None)
