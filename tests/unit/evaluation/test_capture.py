@@ -116,12 +116,25 @@ def test_contents_that_no_seat_reads_are_not_reported_as_nothing_leaked() -> Non
 
 
 def test_contents_that_are_kept_from_the_seat_by_design_are_counted_as_such() -> None:
-    handed = Handed(calls=2)
+    handed = Handed()
     for size in (100, 20):
         handed.keep_opaque("ciphertexts", size)
-    handed.require_complete()
     exposure = Exposure(Seat.RECIPIENT, {}, opaque_bytes=handed.opaque_bytes)
     assert exposure.sentence() == "120 bytes of ciphertexts, which it cannot read"
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("masked", "one-time-masked numbers"), ("homomorphic", "ciphertexts")])
+def test_rounds_show_the_cloud_that_they_take_place_and_no_token(engine: Engine, mode: str, kind: str) -> None:
+    with Stage.open(policy_of(mode), engine) as stage:
+        run = stage.run(make_prompts(1, seed=0, document_rows=1)[0], params=SamplingParams(max_new_tokens=2))
+    recipient = run.exposures[Seat.RECIPIENT]
+    assert (recipient.in_clear, recipient.cache, recipient.embeddings, recipient.answered) == ({}, None, None, ())
+    assert recipient.opaque_bytes[kind] > 1000
+    assert f"bytes of {kind}, which it cannot read" in recipient.sentence()
+    network = run.exposures[Seat.NETWORK].transcript
+    assert network is not None
+    assert network.bytes("up") == run.cost.bytes_up
+    assert network.bytes("down") == run.cost.bytes_down
 
 
 def test_a_bound_on_a_codecs_cost_does_not_keep_a_policy_from_being_evaluated(engine: Engine) -> None:
