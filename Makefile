@@ -44,7 +44,7 @@ bench-attacks: $(STAMP)  ## the bars of the attacks: what unprotected, rounded, 
 
 evaluate: $(STAMP)  ## every attack on every built-in policy, at most 15 minutes on 2 cores; writes build/evaluation
 	$(BIN)/splitinfer evaluate local public-prefix sealed-prefill sealed-decode noised-prefill noised-decode \
-		--out build/evaluation
+		masked homomorphic --out build/evaluation
 
 evaluate-noise: $(STAMP)  ## the long study of noise: leakage and utility over sigma; writes build/evaluation-noise
 	$(BIN)/splitinfer evaluate noised-prefill noised-decode --prompts 20 --sigma 0.02 --sigma 0.05 --sigma 0.1 --sigma 0.15 --sigma 0.2 \

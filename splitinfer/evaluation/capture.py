@@ -24,6 +24,8 @@ from splitinfer.evaluation.prompts import EvaluationPrompt
 from splitinfer.evaluation.scratch import Scratch
 from splitinfer.evaluation.seats import CuriousCloud, Handed, WatchedCloud
 from splitinfer.handoff import PromptTokens, SamplingParams
+from splitinfer.home import Home
+from splitinfer.joint.offline import prepare_pool
 from splitinfer.model.engine import Engine
 from splitinfer.noise.certificate import Certificate
 from splitinfer.noised import with_public_end
@@ -123,9 +125,16 @@ class Stage:
     """A device and a curious cloud in one process, under one policy; made by `open`."""
 
     def __init__(
-        self, policy: Policy, engine: Engine, session: Session, cloud: WatchedCloud, inner: CuriousCloud
+        self,
+        policy: Policy,
+        engine: Engine,
+        session: Session,
+        cloud: WatchedCloud,
+        inner: CuriousCloud,
+        *,
+        device: Home,
     ) -> None:
-        self.policy, self.engine = policy, engine
+        self.policy, self.engine, self._device = policy, engine, device
         self._session, self._watched, self._inner = session, cloud, inner
 
     @classmethod
@@ -134,25 +143,27 @@ class Stage:
         """Set both sides up in scratch folders, which are removed at the end."""
         with Scratch.open() as scratch:
             inner = scratch.service(CuriousCloud, engine)
-            watched = WatchedCloud(inner)
+            watched, device = WatchedCloud(inner), scratch.device("device")
             here = _here(policy)
             transport = None if here.mode is TrustMode.LOCAL else MemoryTransport(watched)
             # Each prompt is a conversation of its own, so that all of it crosses, whatever an earlier one left behind.
             with Session.open(
                 here,
-                home=scratch.device("device"),
+                home=device,
                 engine=engine,
                 transport=transport,
                 use_store=False,
                 remember=False,
             ) as session:
-                yield cls(here, engine, session, watched, inner)
+                yield cls(here, engine, session, watched, inner, device=device)
 
     def run(self, prompt: EvaluationPrompt, *, params: SamplingParams | None = None) -> Captured:
         """Run one prompt and return what every seat saw of it.
 
         Raises what a session raises, and UsageError where the recipient was handed what its seat cannot read.
         """
+        params = params or SamplingParams(max_new_tokens=24)
+        self._prepare(params)
         self._watched.forget()
         self._inner.forget()
         plain = self.engine.tokenize(prompt.segments)
@@ -178,12 +189,18 @@ class Stage:
         noise, is_fed_by_cloud = self.policy.noise, MODES[self.policy.mode].decode == "cloud"
         return with_public_end(self.engine, tokens, noise) if noise and is_fed_by_cloud else tokens
 
-    def _sampling(self, params: SamplingParams | None) -> dict[str, Any]:
+    def _prepare(self, params: SamplingParams) -> None:
+        """Make the masks that a run will use up, where it uses any: they are made beforehand, not in its time."""
+        rules = self.policy.masked
+        if self.policy.mode is TrustMode.MASKED:
+            wanted = params.max_new_tokens + 2 * rules.reserve
+            prepare_pool(self._device, self.engine, tokens=wanted, max_bytes=rules.max_bytes)
+
+    def _sampling(self, params: SamplingParams) -> dict[str, Any]:
         """Return what the caller says of sampling; nothing where the policy says it."""
         row = MODES[self.policy.mode]
         if row.is_noised and row.decode == "cloud":
             return {}
-        params = params or SamplingParams(max_new_tokens=24)
         return {"max_new_tokens": params.max_new_tokens, "temperature": params.temperature, "seed": params.seed}
 
     def _exposures(self, tokens: PromptTokens, certificate: Certificate | None) -> dict[Seat, Exposure]:

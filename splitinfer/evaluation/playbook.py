@@ -75,6 +75,7 @@ class Attacker:
         self.beam = beam or Beam()
         self.residuals: list[float] = []
         self._inverted: tuple[Exposure, torch.Tensor] | None = None
+        self._guessed: tuple[tuple[dict[int, int], int], Recovered] | None = None
         self._rounding = RELATIVE_ROUNDING if relative_rounding is None else relative_rounding
 
     @property
@@ -123,6 +124,16 @@ class Attacker:
         own = CapturedCache.of_rows(rows_of(model, rows, last_layer=layer))
         return calibrate(model, own, layer=layer, token_ids=ids)
 
+    def guess(self, public: Mapping[int, int], tokens: int) -> Recovered:
+        """Return what is guessed of a prompt from public text alone; all seats of one prompt share the answer."""
+        asked = dict(public), tokens
+        if self._guessed is None or self._guessed[0] != asked:
+            found = recover(
+                self.loaded.model, NoEvidence(), tokens=tokens, known=public, beam=self.wide_beam, texts=self.texts
+            )
+            self._guessed = asked, found
+        return self._guessed[1]
+
     def noised_inputs(self, exposure: Exposure) -> torch.Tensor | None:
         """Return the noised embeddings of an exposure: those that were seen, or those that its cache was made from."""
         if exposure.noise_sigma is None or exposure.embeddings is not None:
@@ -151,8 +162,7 @@ class Attacker:
 
 
 def _prior(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:
-    model, known = attacker.loaded.model, exposure.known
-    return recover(model, NoEvidence(), tokens=tokens, known=known, beam=attacker.wide_beam, texts=attacker.texts)
+    return attacker.guess(exposure.public, tokens)
 
 
 def _read(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
