@@ -1,0 +1,64 @@
+"""Write the public text on which the embedded model's artefact of `ftc1` is calibrated.
+
+    python tools/write_calibration_text.py --out build/calibration.txt
+
+Whole prompts of the synthetic corpus, of the entities that the model was trained on, with questions and answers, a form
+feed between two; contexts of 64 to 1,024 tokens. The same text every time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.corpus import Context, Kind
+from tools.corpus.prompts import make_context
+
+LENGTHS = (64, 128, 128, 256, 256, 512, 512, 512, 768, 1024)
+KINDS: tuple[Kind, ...] = ("mixed", "both", "notes", "table")
+QUESTIONS = 3
+
+
+def prompt(context: Context, rng: random.Random) -> str:
+    """Return a prompt with answers as the embedded model's template writes it."""
+    marks = {"document": "<|doc|>", "note": "<|note|>"}
+    parts = ["<|bos|>", *(f"{marks[segment.role.value]}{segment.text}\n" for segment in context.segments)]
+    for question in rng.sample(context.questions, len(context.questions)):
+        parts.append(f"<|user|> {question.text}<|assistant|> {question.answer}<|end|>")
+    return "".join(parts)
+
+
+def text(count: int) -> str:
+    """Return so many prompts, a form feed between two."""
+    prompts = []
+    for index in range(count):
+        rng = random.Random(f"calibration/{index}")
+        context = make_context(
+            rng,
+            tokens=LENGTHS[index % len(LENGTHS)],
+            kind=KINDS[index // len(LENGTHS) % len(KINDS)],
+            questions=QUESTIONS,
+            count_tokens=lambda piece: len(piece) // 2,
+            split="train",
+        )
+        prompts.append(prompt(context, rng))
+    return "\f".join(prompts)
+
+
+def main() -> int:
+    """Write the file."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, required=True, help="file to write")
+    made.add_argument("--prompts", type=int, default=480, help="how many prompts (default 480)")
+    args = made.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(text(args.prompts), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
