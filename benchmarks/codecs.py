@@ -124,7 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--heads", type=int, default=8)
     made.add_argument("--dim", type=int, default=128)
     made.add_argument("--rounds", type=int, default=7)
-    made.add_argument("--codec", action="append", choices=list(codec.UNCALIBRATED), help="only this one; may be repeated")
+    made.add_argument(
+        "--codec", action="append", choices=list(codec.UNCALIBRATED), help="only this one; may be repeated"
+    )
     args = made.parse_args(argv)
     if args.quick:
         args.tokens, args.layers, args.rounds = 64, 1, 1

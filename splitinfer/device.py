@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer.attestation.appraise import SeenKeysets
+from splitinfer.chooser import Chooser
+from splitinfer.codec.transform import Artefact
 from splitinfer.conversation import Conversation
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
@@ -23,7 +25,8 @@ class Device:
     """What a session lends to every run. `transport` is None where the mode has no other side.
 
     `conversation` is what the session remembers between its runs. `store` is None where no cache is kept: in every
-    mode but `public-prefix`, or where policy or caller say so.
+    mode but `public-prefix`, or where policy or caller say so. `artefact` is what this device
+    holds for calibrated codecs, `chooser` what chooses a codec where the policy says "auto".
     """
 
     policy: Policy
@@ -38,6 +41,8 @@ class Device:
     conversation: Conversation
     on_prefill: Callable[[int, int], None] | None = None
     store: CacheStore | None = None
+    artefact: Artefact | None = None
+    chooser: Chooser | None = None
 
     def prefill_progress(self, total: int) -> Callable[[int], None] | None:
         """Return what the engine calls with the number of prompt tokens done so far."""

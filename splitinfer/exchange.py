@@ -113,6 +113,7 @@ class Common:
     session_id: str
     model: ModelWire
     numerics: NumericsWire
+    artefact_sha256: str | None = None
 
 
 def prefill_ask(
@@ -166,7 +167,13 @@ def decode_ask(
         sampling=SamplingWire.of(params),
     )
     total = packed.size_bytes
-    return Ask(Route.DECODE, manifest, _Slabs(packed), total, schedule.cache_chunk_bytes(total))
+    return Ask(
+        Route.DECODE,
+        manifest,
+        _Slabs(packed),
+        total,
+        schedule.cache_chunk_bytes(total, is_small=common.artefact_sha256 is not None),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +212,7 @@ def _manifest(
         kind=kind,
         protection="sealed",
         codec=common.codec,
+        artefact_sha256=common.artefact_sha256,
         pad=common.pad,
         policy_sha256=common.policy_sha256,
         log_checkpoint="0" * 64,
@@ -393,7 +401,8 @@ def _check_kind(reply: OpenedReply, ask: Ask) -> None:
     kind = "closed" if ask.manifest.kind == "close" else kind
     if (reply.manifest.kind, reply.manifest.frames) != (kind, frames):
         raise LayoutMismatchError("the reply is of another kind or size than was asked for")
-    if reply.manifest.codec != ask.manifest.codec:
+    wanted = (ask.manifest.codec, ask.manifest.artefact_sha256)
+    if (reply.manifest.codec, reply.manifest.artefact_sha256) != wanted:
         raise ManifestError("the reply is in another codec than was asked for")
 
 

@@ -3,7 +3,8 @@
     python tools/write_calibration_text.py --out build/calibration.txt
 
 Whole prompts of the synthetic corpus, of the entities that the model was trained on, with questions and answers, a form
-feed between two; contexts of 64 to 1,024 tokens. The same text every time.
+feed between two and a record separator before the first question; contexts of 64 to 1,024 tokens. The same text every
+time.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from tools.corpus.prompts import make_context
 
 LENGTHS = (64, 128, 128, 256, 256, 512, 512, 512, 768, 1024)
 KINDS: tuple[Kind, ...] = ("mixed", "both", "notes", "table")
-QUESTIONS = 3
+QUESTIONS = 6
+END_OF_CACHE = "\x1e"
 
 
 def prompt(context: Context, rng: random.Random) -> str:
     """Return a prompt with answers as the embedded model's template writes it."""
     marks = {"document": "<|doc|>", "note": "<|note|>"}
     parts = ["<|bos|>", *(f"{marks[segment.role.value]}{segment.text}\n" for segment in context.segments)]
+    parts.append(END_OF_CACHE)
     for question in rng.sample(context.questions, len(context.questions)):
         parts.append(f"<|user|> {question.text}<|assistant|> {question.answer}<|end|>")
     return "".join(parts)

@@ -60,7 +60,7 @@ def gather(
     with torch.set_grad_enabled(is_weighted):
         logits = logits_of(loaded.model, ids[split:], cache)
         if is_weighted:
-            _sampled_loss(logits.float(), generator).backward()
+            torch.autograd.backward(_sampled_loss(logits.float(), generator))
     found = {}
     for index in layers:
         layer = layers_of(cache)[index]

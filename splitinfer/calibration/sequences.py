@@ -1,7 +1,8 @@
 """Public texts -> sequences of token ids, each with the point where its cache ends and its loss begins; no model runs.
 
 A form feed in a file ends a sequence, so that whole prompts can stand in it one after another; longer pieces are cut,
-to lengths that vary. The lengths and points are drawn from the corpus alone, so that a calibration can be repeated.
+to lengths that vary. A record separator (U+001E) says where a sequence's cache ends, before a question say; without one
+that is drawn. Lengths and points are drawn from the corpus alone, so that a calibration can be repeated.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["Corpus", "Piece", "read_corpus", "sequences_of"]
 _LENGTHS = (128, 256, 512, 512, 768, 1024)
 _LEAST_TOKENS = 32
 _EARLIEST_CUT, _LEAST_SCORED = 0.5, 8
+_END_OF_CACHE = "\x1e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +69,27 @@ def sequences_of(
     tokens = 0
     while queues and tokens < limit_tokens:
         for queue in list(queues):
-            ids = next(queue, None)
-            if ids is None:
+            piece = next(queue, None)
+            if piece is None:
                 queues.remove(queue)
                 continue
-            least = max(1, int(_EARLIEST_CUT * len(ids)))
-            found.append(Piece(ids, rng.randint(least, len(ids) - _LEAST_SCORED)))
-            tokens += len(ids)
+            found.append(piece)
+            tokens += len(piece.token_ids)
     if len(found) < 8:
         raise UsageError("the corpus is too short: eight sequences of 32 tokens are the least")
     return tuple(found)
 
 
-def _cut(
-    text: str, tokenizer: PreTrainedTokenizerBase, max_positions: int, rng: random.Random
-) -> Iterable[tuple[int, ...]]:
+def _cut(text: str, tokenizer: PreTrainedTokenizerBase, max_positions: int, rng: random.Random) -> Iterable[Piece]:
     begin = tokenizer.bos_token_id
     for piece in text.split("\f"):
-        ids = tokenizer.encode(piece, add_special_tokens=False, verbose=False)
+        before, mark, after = piece.partition(_END_OF_CACHE)
+        ids = tokenizer.encode(before, add_special_tokens=False, verbose=False)
+        if mark:
+            scored = tokenizer.encode(after, add_special_tokens=False, verbose=False)
+            if ids and scored and len(ids) + len(scored) <= max_positions:
+                yield Piece((*ids, *scored), len(ids))
+            continue
         at = 0
         while len(ids) - at >= _LEAST_TOKENS:
             length = min(rng.choice(_LENGTHS), max_positions)
@@ -93,4 +98,5 @@ def _cut(
             if begin is not None and own[0] != begin:
                 own = [begin, *own[: max_positions - 1]]
             if len(own) >= _LEAST_TOKENS:
-                yield tuple(own)
+                least = max(1, int(_EARLIEST_CUT * len(own)))
+                yield Piece(tuple(own), rng.randint(least, len(own) - _LEAST_SCORED))

@@ -65,7 +65,7 @@ def _serve(args: argparse.Namespace) -> int:
     from splitinfer.cloud import CloudService
     from splitinfer.cloud.prefixes import PrefixLimits
     from splitinfer.cloud.sessions import SessionLimits
-    from splitinfer.session import load_engine
+    from splitinfer.session import load_artefact, load_engine
 
     settings = load_settings(args.config) if args.config else ServerSettings()
     given = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
@@ -77,14 +77,16 @@ def _serve(args: argparse.Namespace) -> int:
             raise UsageError("a cloud has a state folder of its own: write --home DIR before serve")
         _pair(home, Home(Path(args.pair)))
     replica = make_replica(home)
+    engine = load_engine(args.model, home=home)
     cloud = CloudService(
-        load_engine(args.model, home=home),
+        engine,
         replica,
         allowed=lambda: allowed_devices(home),
         clock=time.time,
         randomness=secrets.token_bytes,
         sessions=SessionLimits(settings.max_sessions, settings.session_bytes, settings.session_idle_seconds),
         prefixes=PrefixLimits(settings.prefix_bytes, settings.prefix_device_bytes),
+        artefact=load_artefact(engine, home=home),
     )
     pin = replica.current().keyset.certificate.body.identity
     scheme = "https" if settings.tls_certificate else "http"

@@ -32,6 +32,7 @@ from splitinfer.cloud.recipient import Recipient
 from splitinfer.cloud.remains import Remains
 from splitinfer.cloud.resuming import Resuming
 from splitinfer.cloud.sessions import SessionLimits, Sessions, Turn
+from splitinfer.codec.transform import Artefact
 from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, TransportError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
 from splitinfer.model.engine import Decoding, Engine
@@ -65,14 +66,21 @@ class CloudService:
         randomness: Callable[[int], bytes],
         sessions: SessionLimits | None = None,
         prefixes: PrefixLimits | None = None,
+        artefact: Artefact | None = None,
     ) -> None:
-        self._engine = engine
+        self._engine, self._artefact = engine, artefact
         self._sessions = Sessions(sessions or SessionLimits(), model=ModelWire.of(engine.identity), clock=clock)
         self._prefixes = Prefixes(
             prefixes or PrefixLimits(), model=engine.identity, numerics=engine.numerics, randomness=randomness
         )
         self._recipient = Recipient(replica, allowed, clock, randomness)
-        self._expected = Expectations(engine.identity, engine.layout, engine.max_positions, engine.vocabulary)
+        self._expected = Expectations(
+            engine.identity,
+            engine.layout,
+            engine.max_positions,
+            engine.vocabulary,
+            artefact.digest if artefact else None,
+        )
         self._model_lock = threading.Lock()
         self._randomness = randomness
         self._parking = Parking(clock=clock)
@@ -163,7 +171,7 @@ class CloudService:
             answer.log("reused", reused)
         cache = self._grown(token_ids, manifest, held)
         remains = Remains(cache, keep, base=None if cache is held else held)
-        packed = _packed(cache, manifest, remains)
+        packed = _packed(cache, manifest, remains, self._artefact)
         total = packed.size_bytes
         coded_bytes = total if packed.is_variable else None
         response = self._response(answer, kind="cache", manifest=manifest, coded_bytes=coded_bytes)
@@ -176,7 +184,7 @@ class CloudService:
             response,
             answer.cache_pieces(packed, remains, prefilled=manifest.tokens.true - reused),
             data_bytes=total,
-            chunk_bytes=schedule.cache_chunk_bytes(total),
+            chunk_bytes=schedule.cache_chunk_bytes(total, is_small=manifest.artefact_sha256 is not None),
             wipe=forget,
         )
 
@@ -226,6 +234,7 @@ class CloudService:
             padded_tokens=manifest.tokens.padded,
             coded_bytes=manifest.coded_bytes,
             base=turn.base,
+            artefact=self._artefact,
         )
         verified = opened.receive(sink, sink.sizes(), data_bytes=sink.size_bytes)
         answer.log("received", verified.chunk_count)
@@ -294,6 +303,7 @@ class CloudService:
             kind=kind,
             request_manifest_sha256=answer.request_sha256,
             codec=manifest.codec,
+            artefact_sha256=manifest.artefact_sha256,
             model=ModelWire.of(self._engine.identity),
             numerics=NumericsWire.of(self._engine.numerics),
             tokens=manifest.tokens if is_cache else None,
@@ -318,7 +328,9 @@ class _Nothing:
         """Do nothing."""
 
 
-def _packed(cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, remains: Remains) -> PackedCache:
+def _packed(
+    cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, remains: Remains, artefact: Artefact | None
+) -> PackedCache:
     try:
         return codec.pack(
             cache,
@@ -326,6 +338,7 @@ def _packed(cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, rema
             padded_tokens=manifest.tokens.padded,
             base_tokens=manifest.session.base_tokens,
             is_shared=True,
+            artefact=artefact,
         )
     except BaseException:
         remains.wipe()

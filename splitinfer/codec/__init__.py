@@ -21,7 +21,7 @@ from splitinfer.codec.transform import LEVELS, Artefact, TransformSlabs
 from splitinfer.errors import ArtefactError, LayoutMismatchError, UnknownCodecError
 from splitinfer.handoff import CacheLayout
 
-__all__ = ["CODECS", "UNCALIBRATED", "Codec", "move", "pack", "sink"]
+__all__ = ["CODECS", "UNCALIBRATED", "Codec", "move", "pack", "sink", "size_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,14 @@ def sink(
         coded_bytes=coded_bytes,
         base=base,
     )
+
+
+def size_bytes(
+    layout: CacheLayout, *, codec: str, padded_tokens: int, base_tokens: int = 0, artefact: Artefact | None = None
+) -> int:
+    """Return the bytes of all slabs, or the most that they can have. Raises UnknownCodecError and ArtefactError."""
+    slabs = _slabs(codec, layout, artefact)
+    return sum(map(slabs.size_bytes, slabs.specs(padded_tokens, base_tokens)))
 
 
 def move(snapshot: CacheSnapshot, *, codec: str, artefact: Artefact | None = None) -> CacheSnapshot:

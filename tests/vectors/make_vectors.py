@@ -15,6 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import cases_artefact
 import cases_chunks
 import cases_form
 import cases_head
@@ -41,6 +42,7 @@ PARTS = (
     cases_reply,
     cases_layout,
     cases_turns,
+    cases_artefact,
 )
 
 

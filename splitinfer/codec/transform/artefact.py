@@ -159,7 +159,7 @@ def encode(
         tensors["frequencies"] = torch.stack([rows[index] for index in sorted(rows)])
     # One entry only: the order of several is not fixed.
     text = json.dumps(facts.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return save_tensors(tensors, metadata={_KEY: text})
+    return bytes(save_tensors(tensors, metadata={_KEY: text}))
 
 
 def _facts_text(data: bytes) -> str:

@@ -31,7 +31,7 @@ def centroids_of(samples: NDArray[np.float64], *, bits: int) -> NDArray[np.float
         found = np.sort(means)
         if moved < _TOLERANCE:
             break
-    return found
+    return np.asarray(found, dtype=np.float64)
 
 
 def thresholds(centroids: torch.Tensor) -> torch.Tensor:
