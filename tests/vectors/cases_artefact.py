@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cases_honest import DECODE
 from vector import Vector
-from world import DECODE
 
 VECTORS = [
     Vector(
