@@ -28,7 +28,7 @@ LAYOUT = CacheLayout(
     )
 )
 ROTATION = Rotation("half", torch.tensor([1.0, 0.1, 0.01, 0.001]), 1.5)
-ROTATIONS = {layer: ROTATION for layer in range(3)}
+ROTATIONS = dict.fromkeys(range(3), ROTATION)
 
 
 def drawn(layout: CacheLayout, tokens: int, *, seed: int = 0, scale: float = 1.0) -> CacheSnapshot:

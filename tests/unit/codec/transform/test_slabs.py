@@ -160,7 +160,7 @@ def test_bytes_that_no_sender_writes_are_refused(where: str) -> None:
 
 
 def test_mutated_payloads_are_refused_or_give_a_cache_of_the_right_shapes() -> None:
-    good, rng = packed(drawn(LAYOUT, 120, seed=4), "ftc1-0.5"), random.Random(0)
+    good, rng = packed(drawn(LAYOUT, 120, seed=4), "ftc1-0.5"), random.Random(0)  # noqa: S311
     refused = 0
     for _ in range(300):
         data = bytearray(good)
