@@ -33,7 +33,9 @@ from tools.corpus import held_out_prompts
 from trust_models.modes import MODES, TrustMode
 
 SEEDED = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
-REMOTE_MODES = tuple(mode for mode in TrustMode if mode is not TrustMode.LOCAL)
+# Noise makes other tokens, so noised modes are not measured here.
+EXACT_MODES = tuple(mode for mode, row in MODES.items() if not row.is_noised)
+REMOTE_MODES = tuple(mode for mode in EXACT_MODES if mode is not TrustMode.LOCAL)
 
 
 @dataclass
@@ -94,7 +96,7 @@ def faults(answer: Answer) -> list[str]:
 def measure(device: Home, *, greedy: int, seeded: int, seed: int) -> list[Tally]:
     """Run all prompts under every mode in one process, with one engine and one session a mode."""
     engine = load_engine("embedded", home=device)
-    tallies = {mode: Tally(mode) for mode in MODES}
+    tallies = {mode: Tally(mode) for mode in EXACT_MODES}
     with ExitStack() as stack:
         opened = {
             mode: Session.open(mode.value, home=device, engine=engine, use_store=False, remember=False)

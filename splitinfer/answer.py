@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from splitinfer.egress.gate import Permit
+from splitinfer.noise.certificate import Certificate
 from splitinfer.sealing.receipt import Receipt
 from splitinfer.selector import Choice
 
@@ -61,6 +62,7 @@ class Answer:
     `local`, computed again; the others are `new_tokens`.
     `choice` is what codec "auto" chose and what it expected, None under a policy that names a codec.
     `is_reused` tells that the public text's cache came from the device's store, so that nothing left in this run.
+    `certificate` says what a noised release promised, None where nothing was noised.
     """
 
     mode: str
@@ -84,6 +86,7 @@ class Answer:
     base_tokens: int = 0
     choice: Choice | None = None
     note: str | None = None
+    certificate: Certificate | None = None
 
     @property
     def private_tokens(self) -> int:
@@ -124,4 +127,5 @@ class Answer:
             "audit_size": self.audit_size,
             "audit_root": self.audit_root,
             "note": self.note,
+            "certificate": self.certificate.to_json() if self.certificate else None,
         }

@@ -13,7 +13,9 @@ from splitinfer.codec.transform import Artefact
 from splitinfer.conversation import Conversation
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
+from splitinfer.home.distances import DistanceFile
 from splitinfer.model.engine import Engine
+from splitinfer.noise.certificate import Measured
 from splitinfer.store import CacheStore
 from trust_models.policy import Policy
 
@@ -25,8 +27,10 @@ class Device:
     """What a session lends to every run. `transport` is None where the mode has no other side.
 
     `conversation` is what the session remembers between its runs. `store` is None where no cache is kept: in every
-    mode but `public-prefix`, or where policy or caller say so. `artefact` is what this device
-    holds for calibrated codecs, `chooser` what chooses a codec where the policy says "auto".
+    mode but `public-prefix`, or where policy or caller say so.
+    `distances` are the sensitivities found before, None where each run finds its own; `measured` is what an evaluation
+    found of this policy on this model, where there was one.
+    `artefact` is for calibrated codecs, `chooser` for codec "auto".
     """
 
     policy: Policy
@@ -43,6 +47,8 @@ class Device:
     store: CacheStore | None = None
     artefact: Artefact | None = None
     chooser: Chooser | None = None
+    distances: DistanceFile | None = None
+    measured: Measured | None = None
 
     def prefill_progress(self, total: int) -> Callable[[int], None] | None:
         """Return what the engine calls with the number of prompt tokens done so far."""

@@ -3,6 +3,8 @@
 SplitInferError
 ├── UsageError                     exit 2   the command line or call itself is wrong
 ├── PolicyError                    exit 3   the policy file cannot be used
+│   ├── BudgetExceededError
+│   └── UnsupportedEventError
 ├── EgressDeniedError              exit 3   the policy does not permit what was asked
 ├── PromptError                    exit 7
 │   ├── EmptyPromptError
@@ -30,6 +32,7 @@ SplitInferError
 │   └── UnsupportedCacheError
 ├── AuditLogError                  exit 6
 │   └── BrokenLogError
+├── CryptoParameterError           exit 7   ciphertexts or noise cannot be made: parameters, keys or values
 ├── StateError                     exit 2   the state folder (keys, remotes) cannot be used
 │   └── StoreError
 └── TransportError                 exit 5
@@ -53,7 +56,9 @@ __all__ = [
     "AuditLogError",
     "AuthenticationError",
     "BrokenLogError",
+    "BudgetExceededError",
     "CodecError",
+    "CryptoParameterError",
     "EgressDeniedError",
     "EmptyPromptError",
     "LayoutMismatchError",
@@ -80,6 +85,7 @@ __all__ = [
     "TruncatedError",
     "UnknownCodecError",
     "UnsupportedCacheError",
+    "UnsupportedEventError",
     "UnsupportedModelError",
     "UsageError",
     "VerificationError",
@@ -126,6 +132,18 @@ class PolicyError(SplitInferError):
 
     code = "policy"
     exit_code = 3
+
+
+class BudgetExceededError(PolicyError):
+    """A noised release would spend more than the policy's privacy budget."""
+
+    code = "budget_exceeded"
+
+
+class UnsupportedEventError(PolicyError):
+    """A privacy event that this version cannot price; nothing is released beside it."""
+
+    code = "privacy_event"
 
 
 class EgressDeniedError(SplitInferError):
@@ -301,6 +319,13 @@ class BrokenLogError(AuditLogError):
     """The log is corrupted, shorter than or inconsistent with its last signed checkpoint."""
 
     code = "audit_log_broken"
+
+
+class CryptoParameterError(SplitInferError):
+    """Parameters are too weak, keys are missing, gone or used before, or values cannot be encoded."""
+
+    code = "crypto_parameters"
+    exit_code = 7
 
 
 class TransportError(SplitInferError):

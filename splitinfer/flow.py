@@ -6,6 +6,7 @@
                      (or, without a permit, the cache that the store kept of the same tokens)
     sealed-prefill   permit -> prompt up, its cache down -> decode here
     sealed-decode    prefill here -> permit -> cache up while it grows, tokens down
+    noised-decode    charge -> noise -> as sealed-decode, of noised rows alone; nothing is remembered
 
 A later turn of a session goes on from what the device, and under the policy the cloud, hold of the conversation.
 Nothing reaches the cloud but through `egress.gate`, and nothing from it is used before `receive` has checked it.
@@ -28,6 +29,7 @@ from splitinfer.device import Device
 from splitinfer.egress.gate import Intent, Outcome, Status
 from splitinfer.errors import (
     EgressDeniedError,
+    PolicyError,
     RemoteRefusedError,
     SessionLostError,
     SplitInferError,
@@ -36,7 +38,10 @@ from splitinfer.errors import (
     VerificationError,
 )
 from splitinfer.exchange import Ask, Common, Exchange, Place, close_ask, decode_ask, prefill_ask
-from splitinfer.handoff import Label, SamplingParams, Segment
+from splitinfer.handoff import Label, PromptTokens, SamplingParams, Segment
+from splitinfer.model.embeddings import Rows
+from splitinfer.noise.certificate import Certificate
+from splitinfer.noised import release, with_public_end
 from splitinfer.partial import Part, salvage
 from splitinfer.placement import Plan, Step, place
 from splitinfer.recall import LOST_NOTE, Recall
@@ -86,6 +91,7 @@ class _Progress:
     generation: int = 0
     part: Part | None = None
     choice: Choice | None = None
+    certificate: Certificate | None = None
 
     def saw_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
@@ -109,9 +115,8 @@ class Flow:
 
     def run(self) -> Generator[str, None, None]:
         """Label, tokenise, plan, run the mode; yields text pieces."""
-        policy = self._device.policy
         self._progress.started = time.perf_counter()
-        self._prompt = self._engine.tokenize([_labelled(policy, segment) for segment in self._segments])
+        self._prompt = self._tokenized()
         self._plan = self._placed()
         self._recall = Recall(self._device, self._prompt, self._plan)
         for piece in self._mode_pieces():
@@ -119,6 +124,17 @@ class Flow:
                 self._progress.text.append(piece)
                 yield piece
         self.answer = self._finished()
+
+    def _tokenized(self) -> PromptTokens:
+        policy = self._device.policy
+        prompt = self._engine.tokenize([_labelled(policy, segment) for segment in self._segments])
+        if policy.noise is None:
+            return prompt
+        try:
+            return with_public_end(self._engine, prompt, policy.noise)
+        except (EgressDeniedError, PolicyError) as error:
+            self._device.gate.deny(error, mode=policy.mode.value, policy_sha256=policy.digest)
+            raise
 
     def _placed(self) -> Plan:
         policy, limit = self._device.policy, self._engine.max_positions
@@ -138,6 +154,8 @@ class Flow:
             yield from self._local()
             return
         remote = self._sealed_decode if self._plan.decode_on == "cloud" else self._cloud_prefill
+        if MODES[self._plan.mode].is_noised:
+            remote = self._noised_decode
         try:
             yield from remote()
         except TransportError:
@@ -148,6 +166,8 @@ class Flow:
             self._progress.prefilled_by_cloud_tokens, self._progress.origin = 0, None
             # The device may hold the prompt's cache by now.
             self._recall = Recall(self._device, self._prompt, self._plan)
+            if self._progress.certificate:
+                self._progress.certificate = replace(self._progress.certificate, answer_is_seen=False)
             yield from self._local()
 
     def _chosen(self) -> Choice | None:
@@ -278,7 +298,13 @@ class Flow:
             )
         return snapshot
 
-    def _sealed_decode(self) -> Iterator[str]:
+    def _noised_decode(self) -> Iterator[str]:
+        """Pay and draw once, then as `sealed-decode` on the rows that came of it; nothing of it is remembered."""
+        noised = release(self._device, self._prompt)
+        self._progress.certificate = noised.certificate
+        yield from self._sealed_decode(noised.rows)
+
+    def _sealed_decode(self, rows: Rows | None = None) -> Iterator[str]:
         """Prefill here, cache up while it grows, tokens down; only verified frames are shown."""
         place, steps = self._recall.decode_place(), self._steps_on_held()
         onto, is_exact = self._recall.cache, self._progress.is_exact
@@ -288,20 +314,20 @@ class Flow:
             return
         progress = self._device.prefill_progress(len(self._prompt.token_ids) - 1)
         with self._engine.start_prefill(
-            self._prompt.token_ids, steps=steps, onto=onto, base_tokens=place.base_tokens, progress=progress
+            self._prompt.token_ids, steps=steps, onto=onto, base_tokens=place.base_tokens, progress=progress, rows=rows
         ) as growing:
             self._progress.growing = growing
             try:
                 growing.settle(pause_seconds=PAUSE_SECONDS)
                 yield from self._decoded_by_cloud(growing, place)
             except TransportError:
-                if self._may_fall_back():
+                if rows is None and self._may_fall_back():
                     growing.snapshot()
                 raise
             finally:
                 if growing.is_over:
                     snapshot = growing.hand_over()
-                    if not self._remember(snapshot, is_exact=is_exact):
+                    if rows is not None or not self._remember(snapshot, is_exact=is_exact):
                         wipe(snapshot)
 
     def _decoded_by_cloud(self, cache: CacheSnapshot | GrowingCache, place: Place) -> Iterator[str]:
@@ -445,7 +471,9 @@ class Flow:
         reply = exchange.send(ask, recipient)
         theirs = reply.manifest.numerics
         same = theirs is not None and theirs.numerics() == self._engine.numerics
-        self._progress.is_exact = same and codec.CODECS[reply.manifest.codec].is_exact
+        is_exact = same and codec.CODECS[reply.manifest.codec].is_exact
+        # Noise makes other tokens than mode `local` does, whatever else is equal.
+        self._progress.is_exact = is_exact and not MODES[self._plan.mode].is_noised
         return reply
 
     def _receive(
@@ -562,6 +590,7 @@ class Flow:
             audit_root=self._device.gate.root.hex(),
             is_reused=progress.is_reused,
             base_tokens=progress.base_tokens,
+            certificate=progress.certificate,
             choice=progress.choice,
             note="; ".join([*([plan.note] if plan.note else []), *progress.notes]) or None,
         )

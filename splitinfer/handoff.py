@@ -7,6 +7,7 @@ handed anything that skipped that stage; `tests/unit/test_structure.py` looks fo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -85,12 +86,14 @@ class PromptTokens:
     """A tokenised prompt: ids depend on roles and texts only, never on labels or mode.
 
     `segment_lengths` sum to `len(token_ids)`; template literals belong to the segment after them, the trailing
-    ones to the last segment. `labels` has one entry a segment.
+    ones to the last segment. `labels` has one entry a segment; so has `text_spans`, the range of each segment's own
+    text between the literals, where it is known.
     """
 
     token_ids: tuple[int, ...] = field(repr=False)
     segment_lengths: tuple[int, ...]
     labels: tuple[Label, ...]
+    text_spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def leading_public_tokens(self) -> int:
@@ -101,6 +104,14 @@ class PromptTokens:
                 break
             total += length
         return total
+
+    @property
+    def private_positions(self) -> tuple[int, ...]:
+        """Return where the private texts' own tokens stand; whole private segments where the spans are not known."""
+        ends = list(itertools.accumulate(self.segment_lengths))
+        spans = self.text_spans or tuple(zip([0, *ends], ends, strict=False))
+        private = (span for span, label in zip(spans, self.labels, strict=True) if label is not Label.PUBLIC)
+        return tuple(position for start, stop in private for position in range(start, stop))
 
     @property
     def public_tokens(self) -> int:

@@ -30,6 +30,8 @@ from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log, receipt_keeper
 from splitinfer.home.cache_store import open_store
+from splitinfer.home.distances import DistanceFile
+from splitinfer.home.leakage import LeakageFile
 from splitinfer.home.losses import LossFile
 from splitinfer.home.remotes import Remote, load_remote
 from splitinfer.home.seen import SeenFile
@@ -42,8 +44,8 @@ from splitinfer.selector import Speeds
 from splitinfer.store import CacheStore
 from splitinfer.transport.http import HttpTransport
 from trust_models.codecs import AUTO, CALIBRATED, Loss, require_codec
-from trust_models.modes import TrustMode
-from trust_models.policy import Policy, resolve
+from trust_models.modes import MODES, TrustMode
+from trust_models.policy import Policy, Sampling, resolve
 
 __all__ = ["AnswerStream", "Session", "load_artefact", "load_engine"]
 
@@ -107,6 +109,8 @@ class Session:
             store=store,
             artefact=artefact,
             chooser=chooser,
+            distances=DistanceFile(folder),
+            measured=LeakageFile(folder).get(engine.identity.weights_sha256, rules.digest) if rules.noise else None,
         )
         return cls(device, log=log)
 
@@ -116,7 +120,10 @@ class Session:
         return self._device.policy
 
     def run(self, segments: Sequence[Segment], **sampling: object) -> Answer:
-        """Run a prompt to its end; keyword arguments are the fields of SamplingParams."""
+        """Run a prompt to its end; keyword arguments are the fields of SamplingParams.
+
+        Where a curious cloud decodes, the policy says them, and another value raises UsageError.
+        """
         stream = self.stream(segments, **sampling)
         for _ in stream:
             pass
@@ -128,7 +135,7 @@ class Session:
         Raises while it is read: PromptError kinds, EgressDeniedError, AttestationError kinds, VerificationError
         kinds, TransportError kinds, AuditLogError.
         """
-        stream = AnswerStream(Flow(self._device, segments, _params(sampling)))
+        stream = AnswerStream(Flow(self._device, segments, _params(sampling, self.policy)))
         self._streams.add(stream)
         return stream
 
@@ -243,8 +250,12 @@ def _store(policy: Policy, home: Home) -> CacheStore | None:
 
 
 def _conversation(policy: Policy, *, remember: bool) -> Conversation:
-    """Make the session's memory; of no use where the cloud prefills everything and keeps nothing."""
-    is_of_use = policy.mode is not TrustMode.SEALED_PREFILL or policy.session.keep
+    """Make the session's memory; of no use where the cloud prefills everything and keeps nothing.
+
+    Noised modes have none: every run is a release of its own, drawn anew and paid for, so nothing exact is at hand.
+    """
+    is_noised = MODES[policy.mode].is_noised
+    is_of_use = not is_noised and (policy.mode is not TrustMode.SEALED_PREFILL or policy.session.keep)
     return Conversation(
         secrets.token_hex(16),
         keeps=remember and policy.session.keep,
@@ -252,7 +263,26 @@ def _conversation(policy: Policy, *, remember: bool) -> Conversation:
     )
 
 
-def _params(sampling: Mapping[str, object]) -> SamplingParams:
+def _params(sampling: Mapping[str, object], policy: Policy) -> SamplingParams:
+    asked = _asked({**_stated(policy), **sampling})
+    if _is_stated(policy) and asked != _asked(_stated(policy)):
+        raise UsageError(
+            f"mode {policy.mode} takes its sampling from the policy, since a choice made beside the private text could "
+            "give some of it away; write it in [sampling]"
+        )
+    return asked
+
+
+def _is_stated(policy: Policy) -> bool:
+    row = MODES[policy.mode]
+    return row.is_noised and row.decode == "cloud"
+
+
+def _stated(policy: Policy) -> dict[str, object]:
+    return (policy.sampling or Sampling()).model_dump() if _is_stated(policy) else {}
+
+
+def _asked(sampling: Mapping[str, object]) -> SamplingParams:
     values = dict(sampling)
     stop = values.pop("stop", ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop)  # type: ignore[arg-type]

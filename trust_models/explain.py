@@ -9,6 +9,7 @@ from textwrap import fill
 
 from trust_models.codecs import AUTO, CODEC_TEXTS, LOSSY, Loss
 from trust_models.modes import MODES, ModeRow, TrustMode
+from trust_models.noise import MEANINGLESS_ABOVE_EPSILON, Noise, adjacency_words
 from trust_models.schema import Policy
 
 __all__ = ["explain"]
@@ -29,6 +30,11 @@ _LEAVES = {
         "The cache of the whole prompt, private texts included, and its last token, sealed. "
         "A cache gives back the text that it was made from. The answer comes back, sealed."
     ),
+    TrustMode.NOISED_DECODE: (
+        "The cache that the prompt gives after noise was added to its private tokens, sealed, and a last token that is "
+        "public. The cache gives back the public texts, and the private ones as the noise left them. How many private "
+        "tokens there are and where goes with it. The answer comes back, sealed."
+    ),
 }
 _READERS = {
     TrustMode.LOCAL: "Only this device.",
@@ -42,6 +48,10 @@ _READERS = {
     ),
     TrustMode.SEALED_DECODE: (
         "This device and the recipient. The recipient has the whole prompt (in its cache) and the answer in clear."
+    ),
+    TrustMode.NOISED_DECODE: (
+        "Private texts as they are: only this device. The recipient has the public texts in clear, the private ones "
+        "through noise, and the answer in clear, which can repeat private text."
     ),
 }
 _SEALED = (
@@ -69,10 +79,11 @@ _AUTO_TEXT = (
 )
 
 
-def explain(policy: Policy, *, loss: Loss | None = None) -> str:
+def explain(policy: Policy, *, loss: Loss | None = None, price: str | None = None) -> str:
     """Return what will leave, who can read it, what is learnt, what is formal and what happens on failure.
 
-    `loss` is what the policy's codec was measured to cost the policy's model, None where nothing was.
+    `loss` is what the policy's codec was measured to cost the policy's model, None where nothing was. `price` is the
+    sentence of a noised release's certificate, None where it is not known before the first run.
     """
     row = MODES[policy.mode]
     parts = [
@@ -88,6 +99,9 @@ def explain(policy: Policy, *, loss: Loss | None = None) -> str:
             ("What others learn", _OBSERVERS),
             ("How the cache is packed", _packing(policy, loss)),
         ]
+    if policy.noise is not None:
+        parts += [("What the noise promises", _promise(policy.noise, price)), ("Which number of tokens", _REPLACED)]
+        parts += [("What may be spent", _budget(policy.noise))]
     parts += [("What is assumed", _sentence(row.assumption)), ("What is formal", _formal(row))]
     parts.append(("What is only empirical", _empirical(policy.mode)))
     if policy.mode is TrustMode.PUBLIC_PREFIX:
@@ -144,6 +158,39 @@ def _empirical(mode: TrustMode) -> str:
     return "What timing and rounded sizes still give away. It can be measured, not proven, and no bound is claimed."
 
 
+_REPLACED = (
+    "The promise is about texts of the same length that differ in so many tokens. A name of m tokens that occurs j "
+    "times needs m x j of them, and whatever else gives it away counts too. Replacing a name by one of another length "
+    "is not covered. A promise about fewer tokens than the secret has is a weaker one than its epsilon says."
+)
+
+
+def _promise(noise: Noise, price: str | None) -> str:
+    if price is not None:
+        return price
+    between = f"between private texts of the same length ({adjacency_words(noise.adjacency_tokens)})"
+    if noise.epsilon is None:
+        return (
+            f"Noise of standard deviation {noise.sigma:g} {between}. What that promises depends on the model; every "
+            f"run states it at delta {noise.stated_delta:g}. Above an epsilon of {MEANINGLESS_ABOVE_EPSILON:g} it is "
+            "formally meaningless, empirical only."
+        )
+    verdict = (
+        " At that size the promise is formally meaningless, empirical only."
+        if noise.epsilon > MEANINGLESS_ABOVE_EPSILON
+        else ""
+    )
+    return f"Epsilon {noise.epsilon:g} at delta {noise.stated_delta:g} {between}.{verdict}"
+
+
+def _budget(noise: Noise) -> str:
+    return (
+        f'All runs on the subject "{noise.subject}" together may spend an epsilon of {noise.budget_epsilon:g} at delta '
+        f"{noise.stated_delta:g}. What was spent stands in the log before anything leaves, whether or not the run "
+        "succeeds; a run that would spend more is refused. Another state folder or log counts anew."
+    )
+
+
 def _labels(policy: Policy) -> str:
     public = sum(rule.label == "public" for rule in policy.segments.rule)
     private = len(policy.segments.rule) - public
@@ -181,6 +228,11 @@ def _turns(policy: Policy) -> str:
         "While a session is open, this device keeps the cache of its last prompt in memory, and wipes it when the "
         "session is closed."
     )
+    if MODES[policy.mode].is_noised:
+        return (
+            "This device keeps nothing of a turn, and asks the recipient to keep nothing. Every turn is a release of "
+            "its own: its whole prompt is noised anew, and what that costs is added to what was spent."
+        )
     if policy.mode is TrustMode.LOCAL:
         return f"{here} A later turn computes only what is new."
     if policy.mode is TrustMode.PUBLIC_PREFIX:
@@ -216,7 +268,7 @@ def _fallback(policy: Policy) -> str:
         return f"{_resumes(policy)} Then the run stops with an error. Nothing is tried another way."
     partly = (
         ""
-        if policy.mode is TrustMode.SEALED_DECODE
+        if MODES[policy.mode].decode == "cloud"
         else "Of a cache that came in part it uses the steps that it verified, where the model's layers allow that, "
         "and says so. "
     )

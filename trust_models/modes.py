@@ -21,6 +21,7 @@ class TrustMode(StrEnum):
     PUBLIC_PREFIX = "public-prefix"
     SEALED_PREFILL = "sealed-prefill"
     SEALED_DECODE = "sealed-decode"
+    NOISED_DECODE = "noised-decode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class ModeRow:
     """One mode. `readable_by` is who can read the private text; `cloud_reads` is all that the cloud can read.
 
     `prefill` "cloud:public" means that the cloud prefills the leading run of public segments and the device the rest.
-    `protection` is how whatever crosses is protected on its way to the recipient.
+    `protection` is how whatever crosses is protected on its way to the recipient; `is_noised` tells that private text
+    is noised before that, so that the recipient sees it through noise only.
     """
 
     mode: TrustMode
@@ -40,6 +42,7 @@ class ModeRow:
     guarantee: str
     cloud_reads: str
     assumption: str
+    is_noised: bool = False
 
 
 _SEALED_GUARANTEE = (
@@ -95,6 +98,24 @@ _ROWS = (
         guarantee=_SEALED_GUARANTEE,
         cloud_reads="the whole prompt (its cache gives it away) and the answer",
         assumption=f"{_SEALED_ASSUMPTION} and with the answer",
+    ),
+    ModeRow(
+        mode=TrustMode.NOISED_DECODE,
+        prefill="device",
+        decode="cloud",
+        crosses="the cache of the noised prompt up, tokens down",
+        protection="sealed",
+        readable_by=("device",),
+        guarantee=(
+            "the recipient sees private text through noise, with the epsilon and delta that the policy states between "
+            "the neighbours that it names, or formally meaningless, empirical only, where that epsilon is large"
+        ),
+        cloud_reads=(
+            "the public text, the private text through noise, how many private tokens there are and where, and the "
+            "answer in clear"
+        ),
+        assumption="none for the promise about private text; honest for an honest answer",
+        is_noised=True,
     ),
 )
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from splitinfer.errors import PolicyError
 from trust_models.modes import TrustMode
+from trust_models.noise import Noise, Sampling
 from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Session, Store, Transfer
 from trust_models.translation import sentence
 
@@ -23,8 +24,10 @@ __all__ = [
     "Audit",
     "Fallback",
     "Model",
+    "Noise",
     "Policy",
     "Remote",
+    "Sampling",
     "SegmentRule",
     "Segments",
     "Session",

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Literal, NoReturn, Self
+from typing import Annotated, Literal, Self
 
 import rfc8785
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from trust_models.codecs import AUTO, CALIBRATED, LOSSY, CodecName
 from trust_models.labels import LabelName, LabelRule, decide_label, normal_name
-from trust_models.modes import TrustMode
+from trust_models.modes import MODES, TrustMode
+from trust_models.noise import Noise, Sampling
 from trust_models.remote_url import check_url
+from trust_models.section import Section as _Section
+from trust_models.section import refuse as _refuse
 
 __all__ = [
     "Audit",
@@ -40,10 +42,6 @@ _MIN_STORE_BYTES = 1024 * 1024
 _MAX_NATS = 10.0
 _MAX_MBIT = 1e6
 _KEEPING_MODES = (TrustMode.SEALED_PREFILL, TrustMode.SEALED_DECODE)
-
-
-def _refuse(sentence: str) -> NoReturn:
-    raise PydanticCustomError("policy", "{sentence}", {"sentence": sentence})
 
 
 def _hex_digest(value: str) -> str:
@@ -141,10 +139,6 @@ def _url(value: str) -> str:
 
 Sha256 = Annotated[str, AfterValidator(_hex_digest)]
 Text = Annotated[str, AfterValidator(_some_text)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class Model(_Section):
@@ -298,6 +292,8 @@ class Policy(_Section):
     session: Session = Session()
     fallback: Fallback = Fallback()
     audit: Audit = Audit()
+    noise: Noise | None = None
+    sampling: Sampling | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -318,12 +314,25 @@ class Policy(_Section):
                 f'the store keeps caches of public texts in mode "public-prefix" only; '
                 f'leave [store] out in mode "{self.mode}"'
             )
+        self._check_noise()
         if self.session.keep and self.mode not in _KEEPING_MODES:
             _refuse(
                 f'mode "{self.mode}" lets the cloud keep no session; leave session.keep out, or write mode '
                 '"sealed-prefill" or "sealed-decode"'
             )
         return self
+
+    def _check_noise(self) -> None:
+        row = MODES[self.mode]
+        if row.is_noised and self.noise is None:
+            _refuse(
+                f'mode "{self.mode}" promises nothing without [noise]; write it with adjacency, epsilon and delta, '
+                "subject and budget_epsilon"
+            )
+        if not row.is_noised and self.noise is not None:
+            _refuse(f'mode "{self.mode}" adds no noise, so [noise] would promise what is not done; leave it out')
+        if self.sampling is not None and not (row.is_noised and row.decode == "cloud"):
+            _refuse(f'mode "{self.mode}" takes sampling from the caller; leave [sampling] out and give it with the run')
 
     @property
     def digest(self) -> str:

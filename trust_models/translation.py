@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from trust_models.modes import TrustMode
+from trust_models.noise import Noise, Sampling
 from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Session, Store, Transfer
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _TABLES: Mapping[str, type[BaseModel]] = MappingProxyType(
         "session": Session,
         "fallback": Fallback,
         "audit": Audit,
+        "noise": Noise,
+        "sampling": Sampling,
     }
 )
 _TYPES = MappingProxyType(

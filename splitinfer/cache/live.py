@@ -57,13 +57,13 @@ def layers_of(cache: DynamicCache) -> list[Any]:
     return list(cache.layers)
 
 
-def feed(module: Any, token_ids: Sequence[int], cache: DynamicCache) -> Any:
+def feed(module: Any, token_ids: Sequence[int], cache: DynamicCache, *, embeddings: torch.Tensor | None = None) -> Any:
     """Run a model, or its base, over token ids on a live cache that grows; return the output of the last forward.
 
-    One forward, but for the models that lose their state between two forwards of several tokens. Raises
-    UnsupportedCacheError where the forward takes no cache.
+    With `embeddings`, [1, tokens, dim], the module sees those and no id. One forward, but for the models that lose
+    their state between two forwards of several tokens. Raises UnsupportedCacheError where the forward takes no cache.
     """
-    return _forwards(module, token_ids, cache)[-1]
+    return _forwards(module, token_ids, cache, embeddings)[-1]
 
 
 def logits_of(model: Any, token_ids: Sequence[int], cache: DynamicCache) -> torch.Tensor:
@@ -71,21 +71,27 @@ def logits_of(model: Any, token_ids: Sequence[int], cache: DynamicCache) -> torc
     return torch.cat([output.logits[0] for output in _forwards(model, token_ids, cache)])
 
 
-def _forwards(module: Any, token_ids: Sequence[int], cache: DynamicCache) -> list[Any]:
+def _forwards(
+    module: Any, token_ids: Sequence[int], cache: DynamicCache, embeddings: torch.Tensor | None = None
+) -> list[Any]:
     if len(token_ids) == 1 or module.config.model_type not in _ONE_BY_ONE or _is_empty(cache):
-        return [_forward(module, token_ids, cache)]
-    return [_forward(module, [token_id], cache) for token_id in token_ids]
+        return [_forward(module, token_ids, cache, embeddings)]
+    rows = [None] * len(token_ids) if embeddings is None else torch.split(embeddings, 1, dim=1)
+    return [_forward(module, [token_id], cache, row) for token_id, row in zip(token_ids, rows, strict=True)]
 
 
-def _forward(module: Any, token_ids: Sequence[int], cache: DynamicCache) -> Any:
+def _forward(module: Any, token_ids: Sequence[int], cache: DynamicCache, embeddings: torch.Tensor | None) -> Any:
     names = _parameters_of(module.__class__)
-    ids = torch.tensor([list(token_ids)], dtype=torch.long, device=module.device)
     given: dict[str, Any] = {_cache_argument(module.__class__.__name__, names): cache}
+    if embeddings is None:
+        given["input_ids"] = torch.tensor([list(token_ids)], dtype=torch.long, device=module.device)
+    else:
+        given["inputs_embeds"] = embeddings
     seen = _seen_tokens(cache)
     if "position_ids" in names and seen is not None:
         # Some models count from 0 again where they are not told, whatever the cache holds.
         given["position_ids"] = torch.arange(seen, seen + len(token_ids), device=module.device)[None]
-    return module(input_ids=ids, use_cache=True, **given)
+    return module(use_cache=True, **given)
 
 
 def _seen_tokens(cache: DynamicCache) -> int | None:

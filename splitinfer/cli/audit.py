@@ -97,7 +97,18 @@ def describe(record: Mapping[str, object]) -> str:
     seconds = milliseconds / 1000 if isinstance(milliseconds, int) else 0
     moment = datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC).isoformat(timespec="milliseconds")
     parts = [f"{record['seq']:>6}", moment.replace("+00:00", "Z"), f"{record['type']!s:<10}"]
-    named = ("mode", "protection", "recipient", "intent", "status", "code", "codes")
+    named = (
+        "mode",
+        "protection",
+        "recipient",
+        "intent",
+        "status",
+        "code",
+        "codes",
+        "subject",
+        "epsilon",
+        "epsilon_spent",
+    )
     sizes = [key for key in record if key.startswith("bytes")]
     parts += [f"{key}={_short(record[key])}" for key in (*named, *sizes) if record.get(key) is not None]
     return " ".join(parts)

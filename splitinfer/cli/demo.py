@@ -75,7 +75,8 @@ def _answers(device: Home) -> Iterator[Answer]:
     for mode in MODES:
         with Session.open(mode.value, home=device, engine=engine) as session:
             answer = session.run(segments)
-        if answer.text.strip() != prompt.ANSWER:
+        # With noise that means something the answer is another.
+        if answer.text.strip() != prompt.ANSWER and not MODES[mode].is_noised:
             raise ModelError(f"under {mode.value} the embedded model did not answer as it should")
         yield answer
 

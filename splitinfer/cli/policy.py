@@ -70,9 +70,19 @@ def _show(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     policy = resolve(args.policy)
-    text = explain(policy, loss=_loss(policy, args))
+    text = explain(policy, loss=_loss(policy, args), price=_price(policy))
     print(json.dumps({**_summary(policy), "explanation": text}) if args.json else text)
     return 0
+
+
+def _price(policy: Policy) -> str | None:
+    """Return what a noised release promises, where that follows from the policy alone."""
+    if policy.noise is None:
+        return None
+    from splitinfer.noise.certificate import promise_of
+
+    certificate = promise_of(policy.noise, answer_is_seen=MODES[policy.mode].decode == "cloud")
+    return certificate.sentence() if certificate else None
 
 
 def _loss(policy: Policy, args: argparse.Namespace) -> Loss | None:

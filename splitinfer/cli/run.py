@@ -70,7 +70,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for name, (kind_of, text) in _SAMPLING.items():
         default = getattr(defaults, name)
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind_of, default=default, metavar="N", help=f"{text} (default {default})")
+        # None where it is not written: a policy with [sampling] then has its say.
+        parser.add_argument(flag, type=kind_of, default=None, metavar="N", help=f"{text} (default {default})")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--no-store", action="store_true", help="neither use nor keep stored caches of public texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing before it")
@@ -83,13 +84,15 @@ def _run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     from splitinfer.session import Session  # torch takes seconds to load: after the arguments are known to be good
 
-    sampling = {name: getattr(args, name) for name in _SAMPLING}
+    sampling = {name: value for name in _SAMPLING if (value := getattr(args, name)) is not None}
+    if args.stop:
+        sampling["stop"] = tuple(args.stop)
     with (
         prefill_bar() as on_prefill,
         Session.open(args.policy, home=args.home, on_prefill=on_prefill, use_store=not args.no_store) as session,
     ):
         load_seconds = time.perf_counter() - began
-        stream = session.stream(segments, **sampling, stop=tuple(args.stop))
+        stream = session.stream(segments, **sampling)
         try:
             for piece in stream:
                 if not args.json:
@@ -104,7 +107,15 @@ def _run(args: argparse.Namespace) -> int:
     timing = f"TTFT {answer.ttft_seconds:.3f} s, TPOT {answer.tpot_seconds:.3f} s, load {load_seconds:.1f} s"
     fallback = "the cloud failed before the first token: fell back to the device" if answer.is_fallback else None
     reused = "the public text's cache was in the store; the cloud was not asked" if answer.is_reused else None
-    for line in (answer.note, fallback, reused, f"left the device: {answer.egress}", f"{answer.mode}: {timing}"):
+    promise = answer.certificate.sentence() if answer.certificate else None
+    for line in (
+        answer.note,
+        fallback,
+        reused,
+        promise,
+        f"left the device: {answer.egress}",
+        f"{answer.mode}: {timing}",
+    ):
         if line:
             print(line, file=sys.stderr)
     return 0

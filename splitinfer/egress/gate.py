@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from splitinfer.egress.log import AuditLog
+from splitinfer.egress.records import Record
 from splitinfer.errors import EgressDeniedError, SplitInferError
 from splitinfer.handoff import ReleasedTransfer, Route, VerifiedRecipient
 
@@ -109,6 +110,10 @@ class Gate:
     def deny(self, error: SplitInferError, *, mode: str, policy_sha256: str) -> None:
         """Log a request that the policy did not permit; nothing left."""
         self._log.append({"type": "denied", "code": error.code, "mode": mode, "policy_sha256": policy_sha256})
+
+    def charge(self, build: Callable[[Iterator[Record]], Record]) -> None:
+        """Log what `build(records so far)` returns, durably; where it raises, nothing is logged or may leave."""
+        self._log.append_if(build)
 
     def local(
         self,

@@ -6,6 +6,7 @@ thread at a time: the caller holds a lock where there are more.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +16,7 @@ from splitinfer.cache.snapshot import CacheSnapshot, layout_of
 from splitinfer.handoff import CacheLayout, ModelIdentity, Numerics, PromptTokens, SamplingParams, Segment
 from splitinfer.model import prompt
 from splitinfer.model.decode import Decoder, FinishReason
+from splitinfer.model.embeddings import Rows, as_embeddings, embedding_rows, require_only_embeddings
 from splitinfer.model.loading import LoadedModel
 from splitinfer.model.prefill import burn, prefill
 from splitinfer.model.start_prefill import start_prefill
@@ -78,6 +80,7 @@ class Engine:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._layout = layout_of(loaded.model)
+        self._sees_only_embeddings = False
         self.prefilled_tokens = 0
         self.decoded_tokens = 0
 
@@ -125,6 +128,25 @@ class Engine:
         """Return the prompt's tokens; raises PromptError and its kinds."""
         return prompt.tokenize(self._loaded.tokenizer, segments)
 
+    def continued(self, tokens: PromptTokens, literal: str) -> PromptTokens:
+        """Return the prompt with a literal after it (see `prompt.continued`)."""
+        return prompt.continued(self._loaded.tokenizer, tokens, literal)
+
+    @functools.cached_property
+    def text_token_ids(self) -> tuple[int, ...]:
+        """Return, sorted, the ids that a text can have and the model has rows for."""
+        return tuple(i for i in prompt.text_token_ids(self._loaded.tokenizer) if i < self.vocabulary)
+
+    def embedding_rows(self, token_ids: Sequence[int]) -> Rows:
+        """Return the input embedding's rows of these ids (see `embeddings.embedding_rows`)."""
+        return embedding_rows(self._loaded.model, token_ids)
+
+    def require_only_embeddings(self) -> None:
+        """Refuse a model that looks at token ids beside their embeddings; raises UnsupportedModelError."""
+        if not self._sees_only_embeddings:
+            require_only_embeddings(self._loaded.model)
+            self._sees_only_embeddings = True
+
     def prefill(
         self,
         token_ids: Sequence[int],
@@ -132,8 +154,12 @@ class Engine:
         steps: Sequence[tuple[int, int]],
         onto: CacheSnapshot | None = None,
         progress: Callable[[int], None] | None = None,
+        rows: Rows | None = None,
     ) -> CacheSnapshot:
-        """Run the steps of the prompt on an empty cache, or `onto` one of its first tokens (see `prefill.prefill`)."""
+        """Run the steps of the prompt on an empty cache, or `onto` one of its first tokens (see `prefill.prefill`).
+
+        With `rows`, one for each token of the prompt, the model sees those and no id.
+        """
         snapshot = prefill(
             self._loaded.model,
             token_ids,
@@ -142,6 +168,7 @@ class Engine:
             layout=self._layout,
             progress=progress,
             ends_early=self._loaded.prefill_ends_early,
+            embeddings=None if rows is None else as_embeddings(self._loaded.model, rows),
         )
         self.prefilled_tokens += sum(stop - start for start, stop in steps)
         return snapshot
@@ -156,10 +183,12 @@ class Engine:
         base_tokens: int = 0,
         guard: AbstractContextManager[object] | None = None,
         progress: Callable[[int], None] | None = None,
+        rows: Rows | None = None,
     ) -> GrowingCache:
         """Start a prefill in a thread of its own, padding time included (see `start_prefill.start_prefill`).
 
         Until it is over, `guard` keeps other uses of this engine out of its steps; without one nothing else may run.
+        With `rows`, one for each token of the prompt, the model sees those and no id.
         """
         return start_prefill(
             self._loaded.model,
@@ -173,6 +202,7 @@ class Engine:
             progress=progress,
             count=self._count_prefilled,
             ends_early=self._loaded.prefill_ends_early,
+            embeddings=None if rows is None else as_embeddings(self._loaded.model, rows),
         )
 
     def burn(self, tokens: int) -> None:

@@ -33,6 +33,7 @@ def prefill(
     layout: CacheLayout | None = None,
     progress: Callable[[int], None] | None = None,
     ends_early: bool = False,
+    embeddings: torch.Tensor | None = None,
 ) -> CacheSnapshot:
     """Run `token_ids[start:stop]` for every step and return the cache of all tokens up to the last `stop`.
 
@@ -40,6 +41,7 @@ def prefill(
     `layout` is the model's, where it is known (see `snapshot.take`).
     `progress` is called after every step with the number of prompt tokens that are in the cache by then.
     `ends_early` ends every step's forward at the last cache layer (see `early_end.ending_early`).
+    `embeddings`, [1, tokens, dim] of the whole prompt, are all that the model then sees of it (see `embeddings`).
     Raises EmptyPromptError without any step and cache, LayoutMismatchError for steps that leave a gap, overlap or
     pass the end, PromptError for an id outside the vocabulary.
     """
@@ -49,7 +51,8 @@ def prefill(
     cache = new_cache(model.config) if onto is None else restore(onto, model.config, device=model.device)
     with torch.inference_mode():
         for start, stop in steps:
-            advance(model, token_ids[start:stop], cache, ends_early=ends_early)
+            rows = None if embeddings is None else embeddings[:, start:stop]
+            advance(model, token_ids[start:stop], cache, ends_early=ends_early, embeddings=rows)
             if progress is not None:
                 progress(stop)
     return take(cache, true_tokens=steps[-1][1], layout=layout)
@@ -81,10 +84,11 @@ def advance(
     *,
     ends_early: bool,
     stored: Callable[[int], None] | None = None,
+    embeddings: torch.Tensor | None = None,
 ) -> None:
     """Run one step on the live cache; `stored(layer)` is called whenever a layer has stored (`early_end.watching`)."""
     with watching(cache, stored=stored, ends_early=ends_early):
-        feed(model.base_model, token_ids, cache)
+        feed(model.base_model, token_ids, cache, embeddings=embeddings)
 
 
 def require_prompt(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from splitinfer.errors import EmptyPromptError, TemplateError
 from splitinfer.handoff import Label, PromptTokens, Segment
 from splitinfer.model.template import literals
 
-__all__ = ["tokenize"]
+__all__ = ["continued", "text_token_ids", "tokenize"]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) -> PromptTokens:
@@ -32,19 +33,35 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment]) ->
     texts = [text for _, text in kept]
     *before, trailing = literals(tokenizer, [segment.role for segment, _ in kept], texts=texts)
     control = _control_ids(tokenizer)
-    pieces = [_segment_ids(tokenizer, pair[0], pair[1], control) for pair in zip(before, texts, strict=True)]
-    pieces[0] = _start_ids(tokenizer) + pieces[0]
-    pieces[-1] = pieces[-1] + _literal_ids(tokenizer, trailing)
-    return PromptTokens(
-        token_ids=tuple(token for piece in pieces for token in piece),
-        segment_lengths=tuple(len(piece) for piece in pieces),
+    parts = [_segment_parts(tokenizer, pair[0], pair[1], control) for pair in zip(before, texts, strict=True)]
+    parts[0] = (_start_ids(tokenizer) + parts[0][0], parts[0][1])
+    ends = list(itertools.accumulate(len(head) + len(body) for head, body in parts))
+    prompt = PromptTokens(
+        token_ids=tuple(token for head, body in parts for token in head + body),
+        segment_lengths=tuple(len(head) + len(body) for head, body in parts),
         labels=tuple(segment.label or Label.PRIVATE for segment, _ in kept),
+        text_spans=tuple((end - len(body), end) for end, (_, body) in zip(ends, parts, strict=True)),
     )
+    return continued(tokenizer, prompt, trailing)
 
 
-def _segment_ids(tokenizer: PreTrainedTokenizerBase, literal: str, text: str, control: frozenset[int]) -> list[int]:
+def continued(tokenizer: PreTrainedTokenizerBase, prompt: PromptTokens, literal: str) -> PromptTokens:
+    """Return the prompt with a literal after it, which belongs to its last segment and not to that one's text."""
+    added = _literal_ids(tokenizer, literal)
+    lengths = (*prompt.segment_lengths[:-1], prompt.segment_lengths[-1] + len(added))
+    return replace(prompt, token_ids=(*prompt.token_ids, *added), segment_lengths=lengths)
+
+
+def text_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return, sorted, all ids that a text can have: the vocabulary without its control tokens."""
+    return tuple(sorted(set(tokenizer.get_vocab().values()) - _control_ids(tokenizer)))
+
+
+def _segment_parts(
+    tokenizer: PreTrainedTokenizerBase, literal: str, text: str, control: frozenset[int]
+) -> tuple[list[int], list[int]]:
     head = literal.rstrip()
-    return _literal_ids(tokenizer, head) + _text_ids(tokenizer, literal[len(head) :] + text, control)
+    return _literal_ids(tokenizer, head), _text_ids(tokenizer, literal[len(head) :] + text, control)
 
 
 def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -43,12 +43,14 @@ def start_prefill(
     progress: Callable[[int], None] | None = None,
     count: Callable[[int], None] = lambda _: None,
     ends_early: bool = False,
+    embeddings: torch.Tensor | None = None,
 ) -> GrowingCache:
     """Run the steps as `prefill` does, in a thread; `guard`, a lock that can be taken again and again, is held a step.
 
     `onto` stays the caller's: it is not wiped with the cache, and must not change until the prefill is over. Its rows
     count as done, so how much leaves at once shows its length. `padded_tokens` is the size class, by default that of
     the last step's end; rows before `base_tokens` do not leave, and the class is then that of what lies behind them.
+    `embeddings` are all that the model sees of the prompt, as in `prefill`.
     `progress` is called as `GrowingCache` says, `count` with the tokens of every step, under the guard. Raises as
     `prefill` does, and EmptyPromptError without any step, before anything is computed.
     """
@@ -67,6 +69,7 @@ def start_prefill(
         guard=guard or nullcontext(),
         count=count,
         ends_early=ends_early,
+        embeddings=embeddings,
         # A new thread has settings of its own.
         threads=torch.get_num_threads(),
     )
@@ -87,6 +90,7 @@ class _Run:
     guard: AbstractContextManager[object]
     count: Callable[[int], None]
     ends_early: bool
+    embeddings: torch.Tensor | None = field(repr=False)
     threads: int
 
     def fill(self, growing: GrowingCache) -> CacheSnapshot:
@@ -118,8 +122,16 @@ class _Run:
                 work = start * layers + (stop - start) * index
                 growing.grew(work, index, _complete(kinds[index], cache.layers[index], tokens=stop))
 
+            rows = None if self.embeddings is None else self.embeddings[:, start:stop]
             with self.guard, torch.inference_mode():
-                advance(self.model, self.token_ids[start:stop], cache, ends_early=self.ends_early, stored=stored)
+                advance(
+                    self.model,
+                    self.token_ids[start:stop],
+                    cache,
+                    ends_early=self.ends_early,
+                    stored=stored,
+                    embeddings=rows,
+                )
                 self.count(stop - start)
             for index, kind in enumerate(kinds):
                 growing.grew(stop * layers, index, _complete(kind, cache.layers[index], tokens=stop))

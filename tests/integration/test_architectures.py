@@ -13,7 +13,7 @@ from splitinfer.model.loading import load
 from splitinfer.segments import note, public, question
 from splitinfer.session import Session
 from tests.support.architectures import save_architecture
-from tests.support.memory_clouds import REMOTE_MODES, policy_of
+from tests.support.memory_clouds import EXACT_REMOTE_MODES, policy_of
 from tests.support.processes import cloud_process
 
 # Longer than every window and stride, before and after the border of public and private text.
@@ -36,7 +36,7 @@ def test_cache_of_states_gives_identical_ids_in_all_modes_between_two_processes(
 
         local = run("local")
         assert len(local) > 0
-        for mode in REMOTE_MODES:
+        for mode in EXACT_REMOTE_MODES:
             assert run(mode) == local, mode
         with pytest.raises(UnsupportedCacheError, match="verify_rows = 0"):
             run("public-prefix", verify_rows=4)

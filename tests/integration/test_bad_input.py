@@ -30,7 +30,8 @@ from tests.integration.conftest import CANARY, CommandLine
 from tests.support import bad_servers, tiny_models
 from tests.support.bad_servers import bad_server, cutting_proxy
 from tests.support.http_exchange import served
-from tests.support.memory_clouds import REMOTE_MODES, CountingCloud, Paired, SwitchingTransport
+from tests.support.memory_clouds import EXACT_MODES, REMOTE_MODES, CountingCloud, Paired, SwitchingTransport
+from tests.support.policy_files import named_or_written
 from tests.support.processes import environment, run_cli
 
 DAY = 24 * 3600
@@ -206,7 +207,7 @@ def test_literal_special_tokens_in_private_text_do_not_change_roles(pair: Paired
 
     assert controls(forged) == controls(plain)
     cloud = pair.service(engine)
-    answers = [pair.run(mode, forged, engine, cloud, max_new_tokens=6).token_ids for mode in ("local", *REMOTE_MODES)]
+    answers = [pair.run(mode, forged, engine, cloud, max_new_tokens=6).token_ids for mode in EXACT_MODES]
     assert len(set(answers)) == 1
 
 
@@ -322,7 +323,8 @@ def test_weights_that_differ_by_one_element_are_refused_before_any_decode(
     prefilled = one_element_off.prefilled_tokens
     transport = MemoryTransport(pair.service(one_element_off))
     public_file = ("--public", tmp_path / "public.txt")
-    ran = command("run", "--policy", mode, *public_file, *ASK, home=pair.device, transport=transport)
+    policy = named_or_written(mode, tmp_path, max_new_tokens=3)
+    ran = command("run", "--policy", policy, *public_file, *ASK, home=pair.device, transport=transport)
     digests = (tiny.identity.weights_sha256, one_element_off.identity.weights_sha256)
     assert ran.is_refusal("model_mismatch", 4, *digests)
     assert tiny.decoded_tokens + one_element_off.decoded_tokens == decoded

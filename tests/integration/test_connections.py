@@ -19,9 +19,10 @@ import pytest
 from splitinfer.cli.main import main
 from splitinfer.egress.verification import read_records, verify
 from splitinfer.home import Home
+from tests.support.memory_clouds import REMOTE_MODES
+from tests.support.policy_files import named_or_written
 from tests.support.processes import CloudProcess, cloud_process, environment
 
-REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
 NETWORK = {f"socket.{name}" for name in ("connect", "sendto", "sendmsg", "bind", "getaddrinfo", "getnameinfo")}
 NETWORK |= {"socket.gethostbyname", "socket.gethostbyaddr", "http.client.connect", "urllib.Request", "ftplib.connect"}
 PROCESSES = {"subprocess.Popen", "pty.spawn"}
@@ -115,27 +116,32 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for name, text in (("shown", "Price list: Belsa lamp $19.90"), ("hidden", "Phone: 415-203-7786")):
         (files / name).write_text(text)
     chosen = ["--public", str(files / "shown"), "--private", str(files / "hidden")]
-    return ["run", *chosen, "--private-text", "What is the phone number?", "--max-new-tokens", "3"]
+    return ["run", *chosen, "--private-text", "What is the phone number?"]
 
 
-def run(device: Home, arguments: list[str], mode: str) -> int:
-    return main(["--home", str(device.path), *arguments, "--policy", mode, "--json"])
+def command_of(device: Home, arguments: list[str], mode: str, *, max_new_tokens: int = 3) -> list[str]:
+    """Return the command line; a policy file is written before anything is watched."""
+    policy = named_or_written(mode, Path(arguments[2]).parent, max_new_tokens=max_new_tokens)
+    asked = [*arguments, "--max-new-tokens", str(max_new_tokens), "--policy", policy]
+    return ["--home", str(device.path), *asked, "--json"]
 
 
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 def test_only_the_transport_connects_and_only_to_the_remote(
     cloud: CloudProcess, device: Home, arguments: list[str], mode: str
 ) -> None:
+    argv = command_of(device, arguments, mode)
     with watched(device.path) as watch:
-        assert run(device, arguments, mode) == 0
+        assert main(argv) == 0
     assert watch.forbidden == []
     assert watch.connected == [("127.0.0.1", cloud.port)] * 2, "the keyset, then the transfer"
     assert set(watch.resolved) <= {"127.0.0.1"}
 
 
 def test_mode_local_connects_nowhere(device: Home, arguments: list[str]) -> None:
+    argv = command_of(device, arguments, "local")
     with watched(device.path) as watch:
-        assert run(device, arguments, "local") == 0
+        assert main(argv) == 0
     assert (watch.forbidden, watch.connected, watch.resolved) == ([], [], [])
 
 
@@ -143,8 +149,9 @@ def test_mode_local_connects_nowhere(device: Home, arguments: list[str]) -> None
 def test_a_denied_or_mistaken_request_connects_nowhere(
     cloud: CloudProcess, device: Home, arguments: list[str], mode: str
 ) -> None:
+    argv = command_of(device, arguments, mode, max_new_tokens=100_000)
     with watched(device.path) as watch:
-        assert run(device, [*arguments, "--max-new-tokens", "100000"], mode) == 7
+        assert main(argv) == 7
     assert (watch.forbidden, watch.connected, watch.resolved) == ([], [], [])
 
 
@@ -193,13 +200,19 @@ def test_without_a_network_local_runs_and_remote_modes_fail_and_say_so(
 ) -> None:
     size = len(list(read_records(device.audit)))
     modes = ("local", *REMOTE_MODES)
-    command = [*(_unshare() or []), sys.executable, "-c", SCRIPT, str(device.path), ",".join(modes), *arguments]
+    files = Path(arguments[2]).parent
+    policies = {named_or_written(mode, files, max_new_tokens=3): mode for mode in modes}
+    asked = [*arguments, "--max-new-tokens", "3"]
+    command = [*(_unshare() or []), sys.executable, "-c", SCRIPT, str(device.path), ",".join(policies), *asked]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"local": 0, **dict.fromkeys(REMOTE_MODES, 5)}
+    codes = {policies[name]: code for name, code in json.loads(done.stdout).items()}
+    assert codes == {"local": 0, **dict.fromkeys(REMOTE_MODES, 5)}
     assert done.stderr.count("error[transport]: ") == len(REMOTE_MODES)
-    records = list(read_records(device.audit))[size:]
+    records = [record for record in list(read_records(device.audit))[size:] if record["type"] != "noise"]
     assert [record["type"] for record in records] == ["local", *["intent", "outcome"] * len(REMOTE_MODES)]
     outcomes = [record for record in records if record["type"] == "outcome"]
-    assert [(one["status"], one["code"], one["bytes_sent"]) for one in outcomes] == [("failed", "transport", 0)] * 3
+    assert [(one["status"], one["code"], one["bytes_sent"]) for one in outcomes] == [("failed", "transport", 0)] * len(
+        REMOTE_MODES
+    )
     verify(device.audit, device.key("checkpoint").public_key())

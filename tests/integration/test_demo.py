@@ -1,4 +1,4 @@
-"""`splitinfer demo`: four modes, the right answer, no process left behind."""
+"""`splitinfer demo`: every mode, the right answer where nothing is noised, no process left behind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from splitinfer.embedded import demo
 from tests.integration.conftest import CommandLine
-from tests.support.memory_clouds import ALL_MODES
+from tests.support.memory_clouds import EXACT_MODES
 from tests.support.processes import ROOT, run_cli
+from trust_models.modes import MODES
 
 
 def processes_naming(word: str) -> list[str]:
@@ -27,18 +28,19 @@ def processes_naming(word: str) -> list[str]:
     return found
 
 
-def test_demo_shows_four_modes_and_leaves_no_process(
+def test_demo_shows_every_mode_and_leaves_no_process(
     command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     kept = tmp_path / "kept"
     ran = command("demo", "--keep", kept, engine="real")
     assert ran.code == 0, ran.err
-    rows = [line for line in ran.out.splitlines() if line.split(" ")[0] in ALL_MODES]
-    assert [row.split(" ")[0] for row in rows] == list(ALL_MODES)
+    shown = {line.split(" ")[0]: line for line in ran.out.splitlines() if line.split(" ")[0] in MODES}
+    assert list(shown) == list(MODES)
+    rows = [shown[mode] for mode in EXACT_MODES]
     assert all(demo.ANSWER in row for row in rows)
     assert rows[0].rstrip().endswith("nothing")
-    assert "audit log: 7 records, verified" in ran.out
+    assert "audit log: 10 records, verified" in ran.out
     assert processes_naming(str(kept / "cloud")) == []
     checked = command("audit", "verify", home=kept / "device")
     assert checked.code == 0
@@ -49,8 +51,8 @@ def test_demo_as_a_process_prints_json_and_ends(tmp_path: Path) -> None:
     ran = run_cli("demo", "--json", home=tmp_path / "home", timeout=280)
     assert ran.returncode == 0, ran.stderr
     printed = json.loads(ran.stdout)
-    assert [run["mode"] for run in printed["runs"]] == list(ALL_MODES)
-    assert {run["text"].strip() for run in printed["runs"]} == {demo.ANSWER}
+    assert [run["mode"] for run in printed["runs"]] == list(MODES)
+    assert {run["text"].strip() for run in printed["runs"] if run["mode"] in EXACT_MODES} == {demo.ANSWER}
     port = int(printed["url"].rsplit(":", 1)[1])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)

@@ -27,7 +27,7 @@ from tests.integration.conftest import CommandLine
 from tests.support import bad_servers
 from tests.support.bad_servers import bad_server, cutting_proxy
 from tests.support.http_exchange import served
-from tests.support.memory_clouds import REMOTE_MODES, LyingEngine, Paired, policy_of
+from tests.support.memory_clouds import NOISED_MODES, REMOTE_MODES, LyingEngine, Paired, policy_of
 
 LONG = {"max_new_tokens": 60, "temperature": 2.0, "seed": 4}
 
@@ -74,7 +74,8 @@ def test_device_takes_over_after_a_transport_failure(
     segments: list[Segment],
 ) -> None:
     transport = FailingTransport(MemoryTransport(pair.service(tiny_on_cloud)), error, at=at)
-    with pair.session(policy_of(mode, on_remote_failure="local"), tiny, transport=transport) as session:
+    policy = policy_of(mode, on_remote_failure="local", sampling={"max_new_tokens": 8})
+    with pair.session(policy, tiny, transport=transport) as session:
         answer = session.run(segments, max_new_tokens=8)
     assert (answer.mode, answer.is_fallback, answer.decoded_on, answer.receipt) == ("local", True, "device", None)
     assert answer.exact
@@ -89,11 +90,12 @@ def test_device_takes_over_after_a_transport_failure(
 def test_fallback_is_logged_after_the_failure_and_names_the_same_policy(
     mode: str, pair: Paired, tiny: Engine, segments: list[Segment]
 ) -> None:
-    policy = policy_of(mode, on_remote_failure="local")
+    policy = policy_of(mode, on_remote_failure="local", sampling={"max_new_tokens": 2})
     transport = HttpTransport(bad_servers.unused_url())
     with pair.session(policy, tiny, transport=transport) as session:
         session.run(segments, max_new_tokens=2)
-    intent, outcome, local = pair.records()
+    *paid, intent, outcome, local = pair.records()
+    assert [record["type"] for record in paid] == ["noise"] * (mode in NOISED_MODES)
     assert (intent["type"], intent["mode"]) == ("intent", mode)
     assert (outcome["type"], outcome["status"], outcome["code"]) == ("outcome", "failed", "transport")
     assert (local["type"], local["mode"], local["bytes_sent"]) == ("local", "local", 0)
@@ -107,7 +109,8 @@ def test_refuse_is_the_default_and_ends_the_run(
 ) -> None:
     transport = FailingTransport(MemoryTransport(pair.service(tiny_on_cloud)), error, at=2)
     decoded = tiny.decoded_tokens
-    with pair.session(mode, tiny, transport=transport) as session, pytest.raises(type(error)):
+    policy = policy_of(mode, sampling={"max_new_tokens": 8})
+    with pair.session(policy, tiny, transport=transport) as session, pytest.raises(type(error)):
         session.run(segments, max_new_tokens=8)
     assert tiny.decoded_tokens == decoded
     assert pair.last["type"] == "outcome"
@@ -120,7 +123,7 @@ def off_by_one(engine: Engine) -> Engine:
 
 def test_device_never_takes_over_after_a_model_mismatch(pair: Paired, tiny: Engine, segments: list[Segment]) -> None:
     for mode in REMOTE_MODES:
-        policy = policy_of(mode, on_remote_failure="local")
+        policy = policy_of(mode, on_remote_failure="local", sampling={"max_new_tokens": 4})
         with pytest.raises(ModelMismatchError):
             pair.run(policy, segments, tiny, pair.service(off_by_one(tiny)), max_new_tokens=4)
         assert pair.last["type"] == "outcome"
@@ -140,8 +143,9 @@ def test_device_never_takes_over_after_another_identity(
 ) -> None:
     other = Paired.at(tmp_path / "other").service(tiny_on_cloud)
     for mode in REMOTE_MODES:
+        policy = policy_of(mode, on_remote_failure="local", sampling={"max_new_tokens": 4})
         with pytest.raises(RecipientMismatchError):
-            pair.run(policy_of(mode, on_remote_failure="local"), segments, tiny, other, max_new_tokens=4)
+            pair.run(policy, segments, tiny, other, max_new_tokens=4)
         assert pair.last["type"] == "outcome"
 
 
@@ -177,7 +181,7 @@ def test_device_never_takes_over_after_one_flipped_bit(
     *, mode: str, byte: int, pair: Paired, tiny: Engine, tiny_on_cloud: Engine, segments: list[Segment]
 ) -> None:
     transport = FlippingTransport(MemoryTransport(pair.service(tiny_on_cloud)), byte=byte)
-    policy = policy_of(mode, on_remote_failure="local")
+    policy = policy_of(mode, on_remote_failure="local", sampling={"max_new_tokens": 64})
     with pair.session(policy, tiny, transport=transport) as session, pytest.raises(AuthenticationError):
         session.run(segments, max_new_tokens=64)
     assert (pair.last["type"], pair.last["code"]) == ("outcome", "authentication")

@@ -12,7 +12,7 @@ from splitinfer.model.engine import Engine
 from splitinfer.model.loading import load
 from splitinfer.segments import note, public, question
 from tests.support import tiny_models
-from tests.support.memory_clouds import REMOTE_MODES, Paired, policy_of
+from tests.support.memory_clouds import EXACT_REMOTE_MODES, Paired, policy_of
 
 WINDOW = 16
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "top_k": 40, "seed": 5}
@@ -40,7 +40,7 @@ def test_every_architecture_gives_identical_ids_in_all_modes(
     _, ours, theirs = two_sides
     service = pair.service(theirs)
     local = run(pair, "local", ours, None, **sampling)
-    for mode in REMOTE_MODES:
+    for mode in EXACT_REMOTE_MODES:
         assert run(pair, mode, ours, service, **sampling) == local, mode
 
 

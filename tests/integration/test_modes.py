@@ -1,4 +1,4 @@
-"""The four modes against a real cloud process: identical ids, true byte counts and receipts, streaming, limits."""
+"""The exact modes against a real cloud process: identical ids, true byte counts and receipts, streaming, limits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from splitinfer.model.engine import Engine
 from splitinfer.segments import note, public, question
 from splitinfer.session import Session
 from tests.integration.conftest import CANARY, CommandLine
-from tests.support.memory_clouds import ALL_MODES, REMOTE_MODES, LyingEngine, Paired, policy_of
+from tests.support.memory_clouds import ALL_MODES, EXACT_MODES, EXACT_REMOTE_MODES, LyingEngine, Paired, policy_of
 from tests.support.processes import CloudProcess, run_cli
 from tools.corpus import held_out_prompts
+from trust_models.modes import MODES, TrustMode
 
 SEEDED = {"temperature": 0.8, "top_p": 0.9, "top_k": 40}
 UNICODE = [
@@ -33,7 +34,7 @@ class Modes:
 
     def __init__(self, device: Home, engine: Engine) -> None:
         self.sessions = {
-            mode: Session.open(policy_of(mode), home=device, engine=engine, remember=False) for mode in ALL_MODES
+            mode: Session.open(policy_of(mode), home=device, engine=engine, remember=False) for mode in EXACT_MODES
         }
 
     def run(self, segments: list[Segment], **sampling: object) -> dict[str, Answer]:
@@ -55,7 +56,7 @@ def greedy(modes: Modes) -> list[tuple[str, dict[str, Answer]]]:
 
 def require_identical(answers: dict[str, Answer]) -> None:
     local = answers["local"]
-    for mode in REMOTE_MODES:
+    for mode in EXACT_REMOTE_MODES:
         assert answers[mode].token_ids == local.token_ids, mode
         assert answers[mode].text == local.text, mode
         assert answers[mode].finish_reason == local.finish_reason, mode
@@ -83,7 +84,7 @@ def test_seeds_make_different_answers(modes: Modes) -> None:
 def test_every_run_is_exact_and_tells_where_it_ran(greedy: list[tuple[str, dict[str, Answer]]]) -> None:
     for _, answers in greedy:
         assert all(answer.exact and not answer.is_fallback for answer in answers.values())
-        assert {mode: answer.mode for mode, answer in answers.items()} == {mode: mode for mode in ALL_MODES}
+        assert {mode: answer.mode for mode, answer in answers.items()} == {mode: mode for mode in EXACT_MODES}
         assert {mode: answer.decoded_on for mode, answer in answers.items()} == {
             "local": "device",
             "public-prefix": "device",
@@ -96,7 +97,7 @@ def test_local_moves_nothing_and_remote_modes_move_bytes_both_ways(greedy: list[
     for _, answers in greedy:
         local = answers["local"]
         assert (local.egress.bytes_sent, local.egress.bytes_received, local.receipt) == (0, 0, None)
-        for mode in REMOTE_MODES:
+        for mode in EXACT_REMOTE_MODES:
             egress = answers[mode].egress
             assert egress.bytes_sent > 1000
             assert egress.bytes_received > 1000
@@ -105,7 +106,7 @@ def test_local_moves_nothing_and_remote_modes_move_bytes_both_ways(greedy: list[
 
 def test_receipt_states_the_tokens_that_were_asked_for(greedy: list[tuple[str, dict[str, Answer]]]) -> None:
     for _, answers in greedy:
-        for mode in REMOTE_MODES:
+        for mode in EXACT_REMOTE_MODES:
             answer = answers[mode]
             assert answer.receipt is not None
             is_prefill = mode != "sealed-decode"
@@ -179,10 +180,11 @@ def test_first_piece_is_there_before_the_last_token_exists(
     mode: str, pair: Paired, tiny: Engine, tiny_on_cloud: Engine
 ):
     service = pair.service(tiny_on_cloud)
-    decoder = tiny_on_cloud if mode == "sealed-decode" else tiny
+    decoder = tiny_on_cloud if MODES[TrustMode(mode)].decode == "cloud" else tiny
     before, wanted = decoder.decoded_tokens, 40
-    with pair.session(mode, tiny, service) as session:
-        stream = session.stream([public("a lamp"), question("b")], max_new_tokens=wanted, temperature=2.0, seed=1)
+    sampling = {"max_new_tokens": wanted, "temperature": 2.0, "seed": 1}
+    with pair.session(policy_of(mode, sampling=sampling), tiny, service) as session:
+        stream = session.stream([public("a lamp"), question("b")], **sampling)
         pieces = iter(stream)
         first = next(pieces)
         assert first

@@ -25,20 +25,41 @@ from splitinfer.model.engine import Engine
 from splitinfer.session import Session
 from splitinfer.transport.memory import MemoryTransport
 from tests.support.growing import grown
-from trust_models.modes import TrustMode
+from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
 
-REMOTE_MODES = tuple(mode.value for mode in TrustMode if mode is not TrustMode.LOCAL)
 ALL_MODES = tuple(mode.value for mode in TrustMode)
+REMOTE_MODES = tuple(mode for mode in ALL_MODES if mode != "local")
+NOISED_MODES = tuple(mode.value for mode in TrustMode if MODES[mode].is_noised)
+# The modes that give the tokens of `local`; noise gives others.
+EXACT_MODES = tuple(mode for mode in ALL_MODES if mode not in NOISED_MODES)
+EXACT_REMOTE_MODES = tuple(mode for mode in REMOTE_MODES if mode not in NOISED_MODES)
+# The modes whose sampling the policy says, and no caller.
+STATED_MODES = tuple(mode for mode in NOISED_MODES if MODES[TrustMode(mode)].decode == "cloud")
+NOISE = {"adjacency": 2, "sigma": 0.01, "subject": "test", "budget_epsilon": 1e12}
 NOWHERE = "http://127.0.0.1:9"
 
 
-def policy_of(mode: str, *, verify_rows: int = 0, on_remote_failure: str = "refuse", **sections: object) -> Policy:
-    """Make a policy of this mode whose recipient is the remote named `default`; it keeps no cache unless told to."""
+def policy_of(
+    mode: str,
+    *,
+    verify_rows: int = 0,
+    on_remote_failure: str = "refuse",
+    sampling: dict[str, object] | None = None,
+    **sections: object,
+) -> Policy:
+    """Make a policy of this mode whose recipient is the remote named `default`; it keeps no cache unless told to.
+
+    `sampling` is what a run will ask for: it is written into the policy where the mode takes it from there.
+    """
     values: dict[str, object] = {"mode": mode, **sections}
     if mode != "local":
         values.setdefault("remote", {"name": "default"})
         values["fallback"] = {"on_remote_failure": on_remote_failure}
+    if mode in NOISED_MODES:
+        values.setdefault("noise", NOISE)
+    if mode in STATED_MODES and sampling:
+        values["sampling"] = sampling
     if mode == "public-prefix":
         values.setdefault("store", {"enabled": False})
     if verify_rows:
@@ -127,7 +148,8 @@ class Paired:
         self, mode: str | Policy, segments: Sequence[Segment], engine: Engine, cloud: Any = None, **sampling: object
     ) -> Answer:
         """Run one prompt in a session of its own."""
-        with self.session(mode, engine, cloud) as session:
+        policy = policy_of(mode, sampling=sampling) if isinstance(mode, str) else mode
+        with self.session(policy, engine, cloud) as session:
             return session.run(segments, **sampling)
 
     def records(self) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ BYTE_SIDE = (
     "splitinfer.handoff",
     "splitinfer.home",
     "splitinfer.merkle",
+    "splitinfer.noise",
     "splitinfer.placement",
     "splitinfer.receive",
     "splitinfer.schedule",
@@ -31,6 +32,8 @@ BYTE_SIDE = (
 PROOFS = {
     "VerifiedRecipient": "splitinfer/attestation/appraise.py",
     "PublicPrefix": "splitinfer/store/prefix.py",
+    "NoisedEmbeddings": "splitinfer/noise/embedding.py",
+    "NoisedSlabs": "splitinfer/noise/clipping.py",
     "ReleasedTransfer": "splitinfer/egress/gate.py",
     "VerifiedTransfer": "splitinfer/receive/intake.py",
 }

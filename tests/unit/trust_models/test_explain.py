@@ -117,6 +117,35 @@ def test_labels_count_the_rules() -> None:
     assert "1 rule(s) that name a text as public and 2 that make texts private" in text
 
 
+NOISE = '[noise]\nadjacency = 3\nsubject = "anna"\nbudget_epsilon = 900.0\ndelta = 1e-6\n'
+NOISED = f'mode = "noised-decode"\n{REMOTE}{NOISE}'
+
+
+def test_noise_says_between_which_texts_and_what_a_name_needs() -> None:
+    text = _explained(f"{NOISED}epsilon = 8.0")
+    assert "Epsilon 8 at delta 1e-06 between private texts of the same length (replace 3 tokens)." in text
+    assert "A name of m tokens that occurs j times needs m x j of them" in text
+    assert "meaningless" not in text.partition("What the noise promises")[2].partition("Which number")[0]
+    assert 'All runs on the subject "anna" together may spend an epsilon of 900 at delta 1e-06' in text
+    assert "the answer in clear, which can repeat private text" in text
+
+
+def test_noise_of_a_large_epsilon_is_called_meaningless_in_so_many_words() -> None:
+    promise = _explained(f"{NOISED}epsilon = 65.0").partition("What the noise promises")[2]
+    assert "formally meaningless, empirical only." in promise.partition("Which number")[0]
+
+
+def test_noise_without_an_epsilon_says_that_it_depends_on_the_model() -> None:
+    text = _explained(f"{NOISED}sigma = 0.5")
+    assert "Noise of standard deviation 0.5" in text
+    assert "What that promises depends on the model" in text
+
+
+def test_a_price_that_is_known_is_said_as_it_is() -> None:
+    text = " ".join(explain(parse_policy(f"{NOISED}epsilon = 8.0", origin="policy"), price="It costs this.").split())
+    assert "What the noise promises It costs this. Which number" in text
+
+
 def test_what_stays_on_the_device_is_said_where_something_stays() -> None:
     text = _builtin("public-prefix")
     assert "Private texts and their cache are never stored." in text

@@ -23,9 +23,18 @@ def test_table_cannot_be_changed() -> None:
 
 def test_recipient_reads_private_text_wherever_the_cloud_handles_it() -> None:
     for row in MODES.values():
-        handles = row.prefill == "cloud" or row.decode == "cloud"
+        handles = (row.prefill == "cloud" or row.decode == "cloud") and not row.is_noised
         assert ("recipient" in row.readable_by) == handles
         assert "device" in row.readable_by
+
+
+def test_noised_modes_tell_what_the_cloud_reads_through_noise_and_what_in_clear() -> None:
+    noised = [row for row in MODES.values() if row.is_noised]
+    assert noised
+    for row in noised:
+        assert "through noise" in row.cloud_reads
+        assert "formally meaningless, empirical only" in row.guarantee
+        assert row.decode == "device" or "answer in clear" in row.cloud_reads
 
 
 def test_whatever_crosses_is_sealed() -> None:

@@ -29,6 +29,22 @@ SEALED = 'mode = "sealed-prefill"\n'
 INLINE = f'{SEALED}[remote]\nidentity_sha256 = "{HEX}"\n'
 
 
+NOISED = 'mode = "noised-decode"\n'
+
+
+def quoted(word: str) -> str:
+    return f'"{word}"'
+
+
+def _noise(**changes: object) -> str:
+    fields = {"adjacency": 2, "epsilon": 1.0, "delta": 1e-5, "subject": quoted("me"), "budget_epsilon": 9.0, **changes}
+    lines = [f"{name} = {value}" for name, value in fields.items() if value is not None]
+    return "\n".join(["[noise]", *lines, ""])
+
+
+NOISE = _noise()
+
+
 def _parse(text: str) -> Policy:
     return parse_policy(text, origin="policy test.toml")
 
@@ -64,6 +80,19 @@ def test_every_option_can_be_written() -> None:
     assert [rule.label for rule in policy.segments.rule] == ["public", "private"]
 
 
+def test_noise_and_sampling_can_be_written_in_every_way() -> None:
+    noise = _parse(f"{NOISED}{REMOTE}{NOISE}").noise
+    assert noise is not None
+    assert (noise.adjacency_tokens, noise.epsilon, noise.stated_delta, noise.post) == (2, 1.0, 1e-5, "none")
+    other = _noise(adjacency=quoted("prompt"), epsilon=None, sigma=3, delta=None, post=quoted("nearest"))
+    policy = _parse(f'{NOISED}{REMOTE}{other}[sampling]\nmax_new_tokens = 7\nstop = ["\\n", "END"]\nseed = 5\n')
+    assert policy.noise is not None
+    assert policy.sampling is not None
+    assert (policy.noise.adjacency_tokens, policy.noise.sigma, policy.noise.stated_delta) == (None, 3.0, 1e-5)
+    assert policy.sampling.stop == ("\n", "END")
+    assert isinstance(hash(policy), int)
+
+
 def test_a_policy_cannot_be_changed() -> None:
     policy = _parse(PUBLIC + REMOTE)
     with pytest.raises(ValidationError, match="frozen"):
@@ -82,13 +111,13 @@ REFUSED = [
     ("huge number", "[transfer]\nchunk_tokens = " + "9" * 5000, "is not TOML", "write"),
     ("missing mode", REMOTE, "mode is missing", "sealed-decode"),
     ("mode below a section", f'{REMOTE}mode = "local"', "mode is missing", "above the first [section]"),
-    ("future mode", 'mode = "noised-decode"', "'noised-decode' is not known", "public-prefix"),
+    ("future mode", 'mode = "masked"', "'masked' is not known", "public-prefix"),
     ("mode of a wrong type", "mode = 3", "mode has the wrong type", "in quotes"),
     ("misspelt section", f"{PUBLIC}{REMOTE}[transfr]\n", "unknown key 'transfr'", "write transfer"),
     ("misspelt key", f"{PUBLIC}{REMOTE}[transfer]\nverify_row = 3", "'verify_row' in [transfer]", "write verify_rows"),
     ("misspelt table of rules", f'{PUBLIC}{REMOTE}[[segments.rules]]\nsource = "a"', "'rules'", "write rule"),
     ("key at the wrong place", f'codec = "raw"\n{PUBLIC}{REMOTE}', "'codec' at the top", "move it to [transfer]"),
-    ("future section", f"{PUBLIC}{REMOTE}[noise]\nepsilon = 1", "unknown key 'noise'", "the nearest known key is"),
+    ("future section", f"{PUBLIC}{REMOTE}[masks]\ncount = 1", "unknown key 'masks'", "the nearest known key is"),
     ("future codec", f'{PUBLIC}{REMOTE}[transfer]\ncodec = "q2"', "transfer.codec = 'q2' is not known", "lossless"),
     ("floor of an exact codec", f"{PUBLIC}{REMOTE}[transfer]\nmax_kl = 0.1", "loses nothing", "leave max_kl out"),
     ("floor of nothing", f'{SEALED}{REMOTE}[transfer]\ncodec = "q8"\nmax_kl = 0.0', "max_kl", "write 0.001"),
@@ -200,6 +229,30 @@ REFUSED = [
     ("newline in the url", f'{INLINE}url = "https://a\\nb"', "blank", "https://HOST"),
     ("letters beyond ascii", f'{INLINE}url = "https://clоud.example"', "outside ASCII", "https://HOST"),
     ("authority over http", f'{INLINE}url = "http://[::1]:1"\ntls_ca = "ca"', "tls_ca", "https"),
+    ("noise elsewhere", f"{SEALED}{REMOTE}{NOISE}", "adds no noise", "leave it out"),
+    ("sampling elsewhere", f"{SEALED}{REMOTE}[sampling]\nseed = 1", "from the caller", "leave [sampling] out"),
+    ("no noise", f"{NOISED}{REMOTE}", "promises nothing without [noise]", "adjacency, epsilon and delta"),
+    ("no adjacency", f"{NOISED}{REMOTE}{_noise(adjacency=None)}", "adjacency is missing", 'adjacency = "prompt"'),
+    ("adjacency of nothing", f"{NOISED}{REMOTE}{_noise(adjacency=0)}", "between which prompts", "from 1 to 65536"),
+    ("adjacency of a word", f"{NOISED}{REMOTE}{_noise(adjacency=quoted('row'))}", "which prompts", '"prompt"'),
+    ("truth value for an adjacency", f"{NOISED}{REMOTE}{_noise(adjacency='true')}", "which prompts", '"prompt"'),
+    ("noise in two ways", f"{NOISED}{REMOTE}{_noise(sigma=1.0)}", "both or neither", "write sigma, or epsilon"),
+    ("noise in no way", f"{NOISED}{REMOTE}{_noise(epsilon=None)}", "both or neither", "write sigma, or epsilon"),
+    ("epsilon without delta", f"{NOISED}{REMOTE}{_noise(delta=None)}", "nothing without a delta", "delta = 1e-05"),
+    ("infinite epsilon", f"{NOISED}{REMOTE}{_noise(epsilon='inf')}", "not a positive number", "write 8 or less"),
+    ("no sigma", f"{NOISED}{REMOTE}{_noise(epsilon=None, sigma=0.0)}", "noise.sigma is not", "standard deviation"),
+    ("large delta", f"{NOISED}{REMOTE}{_noise(delta=0.5)}", "noise.delta is outside", "write 1e-05 or less"),
+    ("no subject", f"{NOISED}{REMOTE}{_noise(subject=None)}", "noise.subject is missing", "write it"),
+    ("a subject with blanks", f"{NOISED}{REMOTE}{_noise(subject=quoted('Ana Paz'))}", "noise.subject", "no real name"),
+    ("no budget", f"{NOISED}{REMOTE}{_noise(budget_epsilon=None)}", "budget_epsilon is missing", "write it"),
+    ("budget below one run", f"{NOISED}{REMOTE}{_noise(budget_epsilon=0.5)}", "below epsilon", "write it or more"),
+    ("unknown mechanism", f"{NOISED}{REMOTE}{_noise(mechanism=quoted('laplace'))}", "'laplace'", "embedding"),
+    ("unknown afterwork", f"{NOISED}{REMOTE}{_noise(post=quoted('round'))}", "'round'", "posterior"),
+    ("empty first token", f"{NOISED}{REMOTE}{_noise(first_token_text=quoted(''))}", "first_token_text", "public text"),
+    ("no new tokens", f"{NOISED}{REMOTE}{NOISE}[sampling]\nmax_new_tokens = 0", "max_new_tokens", "write a number"),
+    ("cold", f"{NOISED}{REMOTE}{NOISE}[sampling]\ntemperature = -1.0", "temperature", "temperature = 0.0"),
+    ("negative seed", f"{NOISED}{REMOTE}{NOISE}[sampling]\nseed = -1", "seed", "any seed from 0 on"),
+    ("empty stop", f'{NOISED}{REMOTE}{NOISE}[sampling]\nstop = [""]', "sampling.stop", "short ones"),
     ("too large", f'mode = "local"\n#{"x" * MAX_POLICY_BYTES}', "larger than 65536 bytes", "write"),
 ]
 

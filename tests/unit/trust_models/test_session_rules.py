@@ -6,16 +6,18 @@ import pytest
 
 from splitinfer.errors import PolicyError
 from trust_models.explain import explain
-from trust_models.modes import TrustMode
+from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy, load_builtin, parse_policy
 
 KEEPING = ("sealed-prefill", "sealed-decode")
+NOISED = tuple(mode.value for mode in TrustMode if MODES[mode].is_noised)
 TITLE = "Between the turns of a session"
 
 
 def policy(mode: str, keep: str = "") -> Policy:
     remote = "" if mode == "local" else '[remote]\nname = "default"\n'
-    return parse_policy(f'mode = "{mode}"\n{remote}{keep}', origin="test")
+    noise = '[noise]\nadjacency = 1\nsigma = 1.0\nsubject = "s"\nbudget_epsilon = 1.0\n' if mode in NOISED else ""
+    return parse_policy(f'mode = "{mode}"\n{remote}{noise}{keep}', origin="test")
 
 
 def said(rules: Policy) -> str:
@@ -36,7 +38,7 @@ def test_leave_to_keep_is_another_policy(mode: str) -> None:
     assert kept.digest != policy(mode).digest == policy(mode, "[session]\nkeep = false\n").digest
 
 
-@pytest.mark.parametrize("mode", ["local", "public-prefix"])
+@pytest.mark.parametrize("mode", ["local", "public-prefix", *NOISED])
 def test_leave_where_no_session_can_be_kept_is_refused(mode: str) -> None:
     with pytest.raises(PolicyError, match=r"leave session\.keep out"):
         policy(mode, "[session]\nkeep = true\n")
