@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,15 +36,15 @@ def prompt(context: Context, rng: random.Random) -> str:
     return "".join(parts)
 
 
-def text(count: int) -> str:
-    """Return so many prompts, a form feed between two."""
+def text(count: int, *, kinds: Sequence[Kind] = KINDS) -> str:
+    """Return so many prompts of these kinds, a form feed between two."""
     prompts = []
     for index in range(count):
         rng = random.Random(f"calibration/{index}")
         context = make_context(
             rng,
             tokens=LENGTHS[index % len(LENGTHS)],
-            kind=KINDS[index // len(LENGTHS) % len(KINDS)],
+            kind=kinds[index // len(LENGTHS) % len(kinds)],
             questions=QUESTIONS,
             count_tokens=lambda piece: len(piece) // 2,
             split="train",

@@ -51,8 +51,11 @@ def calibrate(
     settings: Calibration,
     *,
     progress: Callable[[int, int], None] | None = None,
+    parts_of: Callable[[CacheLayout, GroupFacts], torch.Tensor] | None = None,
 ) -> Artefact:
     """Calibrate; `progress(done, total)` counts pieces of text.
+
+    `parts_of` numbers a group's channels, so that components stay within some of them; for comparisons only.
 
     Raises UsageError for too short a corpus, UnsupportedModelError where no layer has keys and values of the form that
     `ftc1` codes, or its rotation is not understood.
@@ -67,7 +70,8 @@ def calibrate(
     run = _Run(loaded, settings, layers, rotations, progress, len(pieces))
     seen = [piece for index, piece in enumerate(pieces) if index % _HELD_OUT_OF]
     unseen = [piece for index, piece in enumerate(pieces) if not index % _HELD_OUT_OF]
-    bases = run.bases(seen, groups, [_channels(layout, group) for group in groups])
+    parts = [parts_of(layout, group) if parts_of else None for group in groups]
+    bases = run.bases(seen, groups, [_channels(layout, group) for group in groups], parts)
     held_out = run.values(unseen, groups, bases)
     levels = [LEVELS[name] for name in settings.levels]
     found, tables = groups_of(bases, [tuple(group.layers) for group in groups], held_out, levels=levels)
@@ -130,7 +134,13 @@ class _Run:
     progress: Callable[[int, int], None] | None
     total: int
 
-    def bases(self, pieces: Sequence[Piece], groups: Sequence[GroupFacts], channels: Sequence[int]) -> list[Projected]:
+    def bases(
+        self,
+        pieces: Sequence[Piece],
+        groups: Sequence[GroupFacts],
+        channels: Sequence[int],
+        parts: Sequence[torch.Tensor | None],
+    ) -> list[Projected]:
         generator = torch.Generator().manual_seed(0)
         moments = [Moments(size) for size in channels]
         for done, piece in enumerate(pieces, start=1):
@@ -141,7 +151,7 @@ class _Run:
             self._report(done)
         sensitivities = torch.cat([sums.sensitivity for sums in moments])
         mean = float(sensitivities.mean())
-        return [basis_of(sums, mean_sensitivity=mean) for sums in moments]
+        return [basis_of(sums, mean_sensitivity=mean, parts=own) for sums, own in zip(moments, parts, strict=True)]
 
     def values(
         self, pieces: Sequence[Piece], groups: Sequence[GroupFacts], bases: Sequence[Projected]

@@ -78,9 +78,16 @@ class Projected:
         return ((rows.double() - self.mean) / self.scale) @ self.vectors
 
 
-def basis_of(moments: Moments, *, mean_sensitivity: float, ridge: float = RIDGE) -> Projected:
-    """Return the basis of one group; `mean_sensitivity` is that of all groups together."""
+def basis_of(
+    moments: Moments, *, mean_sensitivity: float, ridge: float = RIDGE, parts: torch.Tensor | None = None
+) -> Projected:
+    """Return the basis of one group; `mean_sensitivity` is that of all groups together.
+
+    `parts` [p] numbers the channels: components then stay within channels of one number. For comparisons only.
+    """
     covariance = moments.covariance
+    if parts is not None:
+        covariance = covariance * (parts == parts.unsqueeze(1))
     deviation = covariance.diagonal().clamp_min(_LEAST**2).sqrt()
     weight = moments.sensitivity / mean_sensitivity + ridge
     scale = deviation / weight.sqrt()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from splitinfer import codec, schedule
 from splitinfer.cache.snapshot import CacheSnapshot, cut
-from splitinfer.codec.transform import LEVELS
+from splitinfer.codec.transform import LEVELS, Artefact
 from splitinfer.errors import ArtefactError, CodecError, LayoutMismatchError, TruncatedError
 from splitinfer.handoff import CacheLayout
 from tests.support.artefacts import LAYOUT, artefact, drawn
@@ -88,24 +88,21 @@ def test_a_length_is_that_of_the_level_and_the_token_class_for_any_text(name: st
     assert lengths == {expected}
 
 
-def test_a_level_fills_exactly_its_bits() -> None:
-    for name, level in LEVELS.items():
-        both = codec.size_bytes(TOKENS_ONLY, codec=name, padded_tokens=512, artefact=full_group_alone())
-        channels, first_row = 64, 2 * 64
-        assert both == level * channels * 512 / 8 + first_row
+@pytest.mark.parametrize("name", list(LEVELS))
+def test_a_level_gives_exactly_its_bits_to_all_groups_together(name: str) -> None:
+    row, channels = list(LEVELS).index(name), sum(group.channels for group in artefact().groups)
+    bits = [int(group.bits[row].sum()) for group in artefact().groups]
+    assert sum(bits) == round(LEVELS[name] * channels)
+    states = sum(spec.size_bytes for spec in schedule.slabs(LAYOUT, 128) if spec.layer == 3)
+    blocks, first_row = 2, 2 * artefact().groups[0].channels
+    size = codec.size_bytes(LAYOUT, codec=name, padded_tokens=128, artefact=artefact())
+    assert size == states + first_row + blocks * 8 * sum(bits)
 
 
-def full_group_alone():  # type: ignore[no-untyped-def]
-    """The artefact without its window group, its bits given as if the other were alone."""
+def full_group_alone() -> Artefact:
+    """The artefact without its group of windows."""
     made = artefact()
-    group, facts = made.groups[0], made.facts
-    bits = torch.zeros((len(LEVELS), group.bits.shape[1]), dtype=torch.uint8)
-    for row, level in enumerate(LEVELS.values()):
-        for index in range(round(level * 64)):
-            bits[row, index % bits.shape[1]] += 1
-    return replace(
-        made, facts=facts.model_copy(update={"groups": facts.groups[:1]}), groups=(replace(group, bits=bits),)
-    )
+    return replace(made, facts=made.facts.model_copy(update={"groups": made.facts.groups[:1]}), groups=made.groups[:1])
 
 
 def test_a_later_turn_brings_the_new_rows_and_their_length_does_not_show_the_base() -> None:
