@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from splitinfer.cache.snapshot import layout_of
-from splitinfer.calibration.fit import Moments, Projected, basis_of, groups_of
+from splitinfer.calibration.fit import RIDGE, Moments, Projected, basis_of, groups_of
 from splitinfer.calibration.gather import Gathered, gather
 from splitinfer.calibration.rotations import find_rotations
 from splitinfer.calibration.sequences import Corpus, Piece, sequences_of
@@ -35,13 +35,15 @@ _HELD_OUT_ROWS = 20_000
 class Calibration:
     """How to calibrate. `group_channels` bounds how many channels share a basis; `first_tokens` travel as they are.
 
-    `is_weighted` False leaves the gradients out, where a backward pass is too dear: twice the bits for the same loss.
+    `ridge` is what the weight of a channel has besides its sensitivity, in means of that: it keeps what the loss of this
+    corpus does not feel. `is_weighted` False leaves the gradients out, where a backward pass is too dear: twice the bits for the same loss.
     """
 
     limit_tokens: int = 200_000
     group_channels: int = _MAX_CHANNELS
     first_tokens: int = 1
     is_weighted: bool = True
+    ridge: float = RIDGE
     levels: tuple[str, ...] = field(default=tuple(LEVELS))
 
 
@@ -151,7 +153,11 @@ class _Run:
             self._report(done)
         sensitivities = torch.cat([sums.sensitivity for sums in moments])
         mean = float(sensitivities.mean())
-        return [basis_of(sums, mean_sensitivity=mean, parts=own) for sums, own in zip(moments, parts, strict=True)]
+        ridge = self.settings.ridge
+        return [
+            basis_of(sums, mean_sensitivity=mean, ridge=ridge, parts=own)
+            for sums, own in zip(moments, parts, strict=True)
+        ]
 
     def values(
         self, pieces: Sequence[Piece], groups: Sequence[GroupFacts], bases: Sequence[Projected]

@@ -32,10 +32,11 @@ from splitinfer.transport.memory import MemoryTransport
 from tests.support.memory_clouds import Paired, policy_of
 from tests.support.tiny_models import build
 
-TEXT = "\n".join(
+LINES = [
     f"{index}. Customer {index * 7919 % 1000}: phone 415-{index * 31 % 1000:03}, order ORD-{index}"
     for index in range(150)
-)
+]
+TEXT = "\f".join("\n".join(LINES[index : index + 3]) for index in range(0, 150, 3))
 FEW = Calibration(limit_tokens=2500, levels=("ftc1-2", "ftc1-0.5"))
 PROMPT = [note("Customer: Maria Lopez, phone 415-203-7786, order ORD-90417, product Karimo router"), question("Who?")]
 
