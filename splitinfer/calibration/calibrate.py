@@ -35,8 +35,9 @@ _HELD_OUT_ROWS = 20_000
 class Calibration:
     """How to calibrate. `group_channels` bounds how many channels share a basis; `first_tokens` travel as they are.
 
-    `ridge` is what the weight of a channel has besides its sensitivity, in means of that: it keeps what the loss of this
-    corpus does not feel. `is_weighted` False leaves the gradients out, where a backward pass is too dear: twice the bits for the same loss.
+    `ridge` is what the weight of a channel has besides its sensitivity, in means of that: it keeps what the loss of
+    this corpus does not feel. `is_weighted` False leaves the gradients out, where a backward pass is too dear: more
+    bits for the same loss.
     """
 
     limit_tokens: int = 200_000
