@@ -37,7 +37,7 @@ def test_a_level_without_a_certificate_is_refused_unless_the_policy_says_so() ->
 
 
 def test_the_floor_holds_for_a_certified_level() -> None:
-    with pytest.raises(PolicyError, match="max_kl is 0.001"):
+    with pytest.raises(PolicyError, match=r"max_kl is 0\.001"):
         require_codec(Transfer(codec=LEVEL, max_kl=1e-3), parameters=10, loss=LOSS)
 
 
