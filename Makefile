@@ -41,7 +41,7 @@ bench-model: $(STAMP)  ## exact match of the embedded model by context length an
 
 calibrate: $(STAMP)  ## the embedded model's artefact of ftc1 and its certificates, after its weights changed; minutes
 	$(BIN)/python tools/write_calibration_text.py --out build/calibration.txt
-	$(BIN)/splitinfer model calibrate embedded --corpus build/calibration.txt --out splitinfer/embedded
+	$(BIN)/splitinfer model calibrate embedded --first-tokens 1 --corpus build/calibration.txt --out splitinfer/embedded
 	$(BIN)/splitinfer model measure embedded --out splitinfer/embedded $(foreach level,2 1.5 1 0.75 0.5 0.375,--codec ftc1-$(level))
 
 clean:  ## remove the virtual environment and caches

@@ -149,7 +149,7 @@ def moved_by(name: str, artefact: Artefact) -> Through:
 def quality(loaded: LoadedModel, shipped: Artefact, corpus: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Answer the same questions on every moved cache."""
     asked = questions_of(loaded, tokens=args.tokens, count=args.questions)
-    settings = Calibration(limit_tokens=args.corpus_tokens, is_weighted=False, levels=PEER_LEVELS)
+    settings = Calibration(limit_tokens=args.corpus_tokens, first_tokens=1, is_weighted=False, levels=PEER_LEVELS)
     text = read_corpus([corpus])
     progress("calibrating the peers")
     cases: dict[str, tuple[float, Through]] = {}
@@ -377,7 +377,7 @@ def large_prefill_seconds(tokens: int) -> float:
 
 def domains(loaded: LoadedModel, corpus: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Calibrate on one kind of text and measure on another; bytes at equal nll, by the line between levels."""
-    settings = Calibration(limit_tokens=args.corpus_tokens)
+    settings = Calibration(limit_tokens=args.corpus_tokens, first_tokens=1)
     prose = Path(__file__).resolve().parents[1] / "splitinfer" / "model" / "prose.txt"
     sources = {"all": (corpus, None), "notes": (corpus, "notes"), "tables": (corpus, "table"), "prose": (prose, None)}
     artefacts = {name: _calibrated_on(loaded, path, kind, settings, args) for name, (path, kind) in sources.items()}

@@ -44,7 +44,7 @@ class Certificate:
     `loss` is on texts of the kind that the model reads, `long` on contexts four times as long as calibration's, or as
     long as the model bears; `foreign` on a domain that calibration did not see. `answers` are real questions,
     `needles` and `digits` made ones: one fact in a long text, and digits to be repeated. `saturation` is the share of
-    coded values that lie beyond the last cell of their table.
+    coded values that lie more than two deviations beyond the outermost centroid of their table.
     """
 
     loss: Loss

@@ -42,7 +42,7 @@ class Calibration:
 
     limit_tokens: int = 200_000
     group_channels: int = _MAX_CHANNELS
-    first_tokens: int = 1
+    first_tokens: int = 4
     is_weighted: bool = True
     ridge: float = RIDGE
     levels: tuple[str, ...] = field(default=tuple(LEVELS))

@@ -23,7 +23,7 @@ __all__ = ["add_calibrate_parser", "add_certify_arguments", "certify_levels"]
 _TEXT = "make the artefact of codec ftc1 for a model, from public text"
 _DESCRIPTION = """Make the artefact of codec ftc1 for a model, from public text alone: the artefact is given to every
 other side, and it holds the covariance of what was read. Never give it private text, nor what users wrote."""
-_TOKENS, _CHANNELS, _FIRST = 200_000, 4096, 1
+_TOKENS, _CHANNELS, _FIRST = 200_000, 4096, 4
 
 
 def add_calibrate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

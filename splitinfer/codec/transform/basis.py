@@ -19,6 +19,8 @@ from splitinfer.codec.transform.tables import codes_of, thresholds
 
 __all__ = ["Group", "GroupAtLevel"]
 
+_BEYOND = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -97,11 +99,9 @@ class GroupAtLevel:
         return torch.addmm(self.mean, values.T, self.decoder.T)
 
     def saturated(self, values: torch.Tensor) -> int:
-        """Count the values that lie beyond the last cell: farther out than that cell is wide within."""
+        """Count the values that lie more than two deviations beyond the outermost centroid."""
         count = 0
         for width, centroids in zip(self.widths, self.centroids, strict=True):
-            limits = thresholds(centroids)
-            low, high = 2 * centroids[0] - limits[0], 2 * centroids[-1] - limits[-1]
             part = values[width.start : width.stop]
-            count += int(((part < low) | (part > high)).sum())
+            count += int(((part < centroids[0] - _BEYOND) | (part > centroids[-1] + _BEYOND)).sum())
         return count
