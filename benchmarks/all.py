@@ -30,7 +30,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "loss": (),
     "streaming": (),
 }
-DRAWINGS = {"loss": "size-against-loss.svg", "streaming": "streaming.svg"}
+DRAWINGS = {"loss": "size-against-loss.svg", "streaming": "streaming-timeline.svg"}
 LIMIT_SECONDS = 15 * 60
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 

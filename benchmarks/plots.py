@@ -1,4 +1,4 @@
-"""Draw what benchmarks measured: a codec's size against its loss, and a transfer's events over time, as SVG.
+"""Draw what benchmarks measured: a codec's size against its loss, and a transfer's bytes over time, as SVG.
 
 Input is the JSON that a benchmark printed. The same JSON gives the same bytes. Colours are told apart by the
 colour-blind (Okabe and Ito, 2008), and every point is named where it stands.
@@ -68,26 +68,32 @@ def size_against_loss(report: Mapping[str, Any]) -> Figure:
 
 
 def timeline(report: Mapping[str, Any]) -> Figure:
-    """Draw events over time, one line a kind: `{"direction", "events": [{"seconds", "kind", "layer"...}]}`.
+    """Draw the bytes on the wire over time, computed first and streamed, one panel a run of the report's `timelines`.
 
-    Several such objects may stand in a list, or in a report's `timelines`.
+    A run is `{"direction", "share", "sequential", "streamed"}`, each of the last two `{"prefill_over", "first_token",
+    "wire": [[seconds, bytes]...]}`. The prefill is shaded; a broken line stands at the first token.
     """
-    runs = report.get("timelines", [report]) if isinstance(report, Mapping) else report
-    figure, panels = plt.subplots(len(runs), 1, figsize=(7.2, 2.6 * len(runs)), layout="constrained", squeeze=False)
+    runs: Sequence[Mapping[str, Any]] = report["timelines"]
+    figure, panels = plt.subplots(len(runs), 1, figsize=(7.2, 2.4 * len(runs)), layout="constrained", squeeze=False)
     for axes, run in zip(panels[:, 0], runs, strict=True):
-        events: Sequence[Mapping[str, Any]] = run["events"]
-        kinds = list(dict.fromkeys(event["kind"] for event in events))
-        for index, kind in enumerate(kinds):
-            points = [(event["seconds"], event.get("layer") or 0) for event in events if event["kind"] == kind]
-            colour = COLOURS[index % len(COLOURS)]
-            axes.plot(*zip(*points, strict=True), MARKERS[index % len(MARKERS)], color=colour, markersize=4)
+        axes.axvspan(0, run["sequential"]["prefill_over"], color=GREY, alpha=0.15, linewidth=0)
+        for kind, words, colour in (("sequential", "computed, then sent", VERMILION), ("streamed", "streamed", BLUE)):
+            line = run[kind]
+            seconds, counts = zip(*line["wire"], strict=True)
+            axes.plot(seconds, [count / 1e6 for count in counts], color=colour, linewidth=1.6)
+            axes.axvline(line["first_token"], color=colour, linewidth=0.8, linestyle="--")
             axes.annotate(
-                kind, points[-1], textcoords="offset points", xytext=(6, 4), color=colour, annotation_clip=False
+                f"{words}: {line['first_token']:.1f} s",
+                (seconds[len(seconds) // 2], counts[len(counts) // 2] / 1e6),
+                textcoords="offset points",
+                xytext=(-8, 6),
+                ha="right",
+                color=colour,
             )
-        axes.set_xlabel("seconds since the request")
-        axes.set_ylabel("layer")
-        axes.set_title(str(run.get("direction", "")), loc="left")
-        axes.margins(x=0.15)
+        axes.set_xlabel("seconds since the request (shaded: prefill and padding time)")
+        axes.set_ylabel("MB on the wire")
+        axes.set_title(f"{run['direction']}, wire {run['share']:g} times the prefill", loc="left")
+        axes.set_xlim(left=0)
     return figure
 
 

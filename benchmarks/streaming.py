@@ -1,16 +1,16 @@
 """How much of a cache's transfer is hidden behind its prefill, in both directions, on a link of limited rate.
 
-A Llama with random weights prefills a long prompt in steps of 512 tokens. Device and cloud talk HTTP through a proxy
-that lets a fixed number of bytes a second pass, chosen so that the cache takes 0.8 and 1.2 times the prefill. For each,
-in the same run: the prefill alone (with its padding time), a run that computes and then sends, and one that streams.
+A Llama with random weights prefills a long prompt in steps of 512 tokens. Device, cloud and the link between them are
+three processes; the link lets as many bytes a second pass as make the cache take 0.8 and 1.2 times the prefill. For
+each, in the same run: one run that computes and then sends, and one that streams.
 
-    hidden = 1 - (TTFT - prefill) / wire          at most prefill / wire, where the wire takes longer
-    bound  = TTFT / (max(prefill, wire) + layer)  layer = the prefill's time over its layers and steps
+    hidden    = 1 - (TTFT - prefill) / wire            where the wire is the shorter: what it adds to the prefill
+    to longer = (TTFT - layer) / max(prefill, wire)    layer = the prefill's time over its steps and layers
 
-The wire is the time from the first to the last byte of the cache in the run that computes first. What may not leave
-before the end (format.md section 6) is 512 rows at least and the width of a size class at most: 512 of 16,384 tokens in
-the class just below that, which the prompt is cut to. Exits 1 where a mark is missed. `--timeline` writes the bytes on
-the wire and the prefill's steps over time as JSON, `--svg` draws them.
+The prefill is the time to its end, padding time included, in the run that computes first; the wire what comes after it
+in that run. What may not leave before the end (format.md section 6) is the width of a size class or a range of 512
+rows, and the range before it leaves with it. That is the least share of a prompt just below a power of two, and the
+smaller the longer: of 32,768 tokens 1,024 and 512, so that at most 0.953 is hidden of a wire as long as the prefill.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ import argparse
 import contextlib
 import io
 import json
-import platform
+import multiprocessing
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.streaming_plot import draw
+from benchmarks.common import Mark, parser, print_report, progress, report
+from benchmarks.paced import PacedLink
 from server.run import serve
 from server.settings import make_settings
-from splitinfer.answer import Answer
 from splitinfer.attestation.keyset import identity_sha256
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cloud import CloudService
@@ -51,157 +50,80 @@ from splitinfer.home.cloud_state import allow_device, allowed_devices, make_repl
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import load
-from splitinfer.schedule import certain_tokens, pad_tokens
+from splitinfer.schedule import RANGE_TOKENS, certain_tokens, pad_tokens
 from splitinfer.segments import question
 from splitinfer.session import Session
 from trust_models.policy import Policy
 
-HIDDEN_MARK, BOUND_MARK = 0.95, 1.05
+HIDDEN_MARK, LONGER_MARK, PACE_MARK = 0.95, 1.05, 0.98
 SHARES = (0.8, 1.2)
 MODES = {"up": "sealed-decode", "down": "sealed-prefill"}
-PIECE_BYTES = 16 * 1024
-TOKENS, QUICK_TOKENS = 16_000, 2_000
+TOKENS, LAYERS = 32_768, 3
+_WORDS = "lamp kettle router "
+_DRAWN_POINTS = 300
 
 
 @dataclass
-class Timeline:
-    """What happened when, in seconds from the request: bytes on the wire so far, prompt tokens begun, the end."""
+class Prefilled:
+    """Of the side that prefills: when its prefill was over and how many steps it took, on the monotonic clock."""
 
-    began: float = 0.0
-    wire: list[tuple[float, int]] = field(default_factory=list)
-    steps: list[tuple[float, int]] = field(default_factory=list)
-    prefill_over: float = 0.0
-    first_token: float = 0.0
-
-    def now(self) -> float:
-        """Return the seconds since the request."""
-        return time.perf_counter() - self.began
-
-
-class PacedLink:
-    """A TCP proxy on loopback that lets `bytes_per_second` pass in the direction of the cache, and notes them."""
-
-    def __init__(self, port: int, direction: str) -> None:
-        self.bytes_per_second = float("inf")
-        self.timeline = Timeline()
-        self._port, self._direction = port, direction
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    @property
-    def url(self) -> str:
-        """Return where a device finds it."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def close(self) -> None:
-        """Stop accepting and wait for the connections."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            cloud = socket.create_connection(("127.0.0.1", self._port))
-            for source, target, name in ((client, cloud, "up"), (cloud, client, "down")):
-                target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                thread = threading.Thread(target=self._pump, args=(source, target, name == self._direction))
-                self._threads.append(thread)
-                thread.start()
-
-    def _pump(self, source: socket.socket, target: socket.socket, is_paced: bool) -> None:
-        free_at = 0.0
-        with contextlib.suppress(OSError):
-            while data := source.recv(PIECE_BYTES):
-                if is_paced:
-                    free_at = max(free_at, time.perf_counter()) + len(data) / self.bytes_per_second
-                    time.sleep(max(0.0, free_at - time.perf_counter()))
-                    self._note(len(data))
-                target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-
-    def _note(self, count: int) -> None:
-        wire = self.timeline.wire
-        wire.append((self.timeline.now(), count + (wire[-1][1] if wire else 0)))
+    over: float = 0.0
+    steps: int = 0
 
 
 class Watched:
-    """An engine whose prefill can be made to end before anything of it is read, and whose steps are noted."""
+    """An engine whose prefill can be made to end before anything of it is read, and whose end is noted."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.timeline = Timeline()
         self.is_sequential = False
-        self._done = 0
-        embedding = engine._loaded.model.get_input_embeddings()
-        embedding.register_forward_pre_hook(self._note)
+        self.prefilled = Prefilled()
+        engine._loaded.model.get_input_embeddings().register_forward_pre_hook(self._count)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def start_prefill(self, *args: Any, **keywords: Any) -> GrowingCache:
         """Start, and wait for the end where this run computes first."""
-        self._done = 0
+        self.prefilled = Prefilled()
         growing = self._engine.start_prefill(*args, **keywords)
         if self.is_sequential:
-            growing.snapshot()
-            self.timeline.prefill_over = self.timeline.now()
+            self._wait(growing)
         else:
             threading.Thread(target=self._wait, args=(growing,)).start()
         return growing
 
     def _wait(self, growing: GrowingCache) -> None:
         growing.snapshot()
-        self.timeline.prefill_over = self.timeline.now()
+        self.prefilled.over = time.perf_counter()
 
-    def _note(self, _: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-        self.timeline.steps.append((self.timeline.now(), self._done))
-        self._done += arguments[0].shape[1]
+    def _count(self, _module: torch.nn.Module, _arguments: tuple[torch.Tensor, ...]) -> None:
+        if not self.prefilled.over:
+            self.prefilled.steps += 1
 
 
-@dataclass(frozen=True)
-class Row:
-    """One direction and share of the wire, in seconds; the best of the rounds."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run, in seconds from its request: the prefill's end, the first token, and the bytes on the wire by then."""
 
-    direction: str
-    share: float
     prefill: float
-    wire: float
-    sequential: float
-    streamed: float
-    layer: float
-    timelines: dict[str, dict[str, Any]] = field(repr=False)
+    first_token: float
+    steps: int
+    wire: list[tuple[float, int]] = field(repr=False)
 
-    @property
-    def hidden(self) -> float:
-        """Return the share of the transfer that is hidden behind the prefill."""
-        return 1 - (self.streamed - self.prefill) / self.wire
-
-    @property
-    def bound(self) -> float:
-        """Return TTFT over what no run can be below, and a layer."""
-        return self.streamed / (max(self.prefill, self.wire) + self.layer)
-
-    @property
-    def is_good(self) -> bool:
-        """Tell whether the marks are reached; a wire longer than the prefill cannot hide behind it whole."""
-        return self.bound <= BOUND_MARK and (self.wire > self.prefill or self.hidden >= HIDDEN_MARK)
-
-    def facts(self) -> dict[str, Any]:
-        """Return plain numbers."""
-        rest = {name: value for name, value in asdict(self).items() if name != "timelines"}
-        return {**rest, "hidden": self.hidden, "bound": self.bound, "good": self.is_good}
+    def drawn(self) -> dict[str, Any]:
+        """Return what a drawing needs, of some hundred points."""
+        stride = max(1, len(self.wire) // _DRAWN_POINTS)
+        wire = [*self.wire[:-1:stride], *self.wire[-1:]]
+        return {"prefill_over": self.prefill, "first_token": self.first_token, "wire": wire}
 
 
-def build(directory: Path, *, layers: int, positions: int) -> Path:
+# --- the model and its prompt ---------------------------------------------------------------------------------------
+
+
+def build(directory: Path, *, layers: int, positions: int) -> None:
     """Write a random Llama with the embedded model's tokenizer."""
+    directory.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):
         if (embedded_path() / name).is_file():
             shutil.copy(embedded_path() / name, directory / name)
@@ -209,172 +131,231 @@ def build(directory: Path, *, layers: int, positions: int) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=layers,
-        num_attention_heads=4,
+        num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=positions,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    return directory
 
 
-def text_of(engine: Engine, tokens: int) -> str:
-    """Return a text whose prompt has about this many tokens, the template's included."""
-    word = "lamp kettle router "
+def text_of(engine: Watched, tokens: int) -> tuple[str, int]:
+    """Return a text whose prompt has `tokens` prefilled tokens or a few less, and how many."""
 
-    def count(words: int) -> int:
-        return len(engine.tokenize([question(word * words)]).token_ids)
+    def prefilled(words: int) -> int:
+        return len(engine.tokenize([question(_WORDS * words)]).token_ids) - 1
 
-    one, many = count(1), count(101)
-    return word * max(1, (tokens - one) * 100 // (many - one))
+    one = prefilled(1)
+    words = max(1, 1 + (tokens - one) * 100 // (prefilled(101) - one))
+    while words > 1 and prefilled(words) > tokens:
+        words -= 1
+    return _WORDS * words, prefilled(words)
+
+
+# --- the cloud's process --------------------------------------------------------------------------------------------
+
+
+def _cloud_process(orders: Connection, model: str, folder: str) -> None:
+    """Serve; `orders` carries whether the next prefill ends before it is sent, or asks for what was noted."""
+    torch.set_num_threads(1)
+    home, engine = Home(Path(folder)), Watched(Engine(load(model)))
+    watched: Any = engine
+    replica = make_replica(home)
+    service = CloudService(
+        watched, replica, allowed=lambda: allowed_devices(home), clock=time.time, randomness=secrets.token_bytes
+    )
+
+    def obey() -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                order = orders.recv()
+                if order is None:
+                    orders.send(engine.prefilled)
+                else:
+                    engine.is_sequential = order
+                    orders.send(None)
+
+    def ready(_host: str, port: int) -> None:
+        threading.Thread(target=obey, daemon=True).start()
+        orders.send((port, identity_sha256(bytes.fromhex(replica.current().keyset.certificate.body.identity))))
+
+    serve(service, make_settings({"port": 0, "read_timeout_seconds": 300.0}), ready=ready, log_stream=io.StringIO())
+
+
+# --- the device -----------------------------------------------------------------------------------------------------
 
 
 class Bench:
-    """A device and a cloud with a loaded model each, joined by a paced link, in one direction."""
+    """A device in this process and a cloud in another, joined by a paced link."""
 
-    def __init__(self, base: Path, engines: tuple[Watched, Watched], direction: str, text: str) -> None:
-        self.direction, self._text = direction, text
-        self._device, self._cloud = engines
-        self.sender = self._device if direction == "up" else self._cloud
-        self.home, cloud_home = Home(base / "device"), Home(base / "cloud")
-        allow_device(cloud_home, self.home.key("device").public_key().public_bytes_raw().hex())
-        self._pin = identity_sha256(cloud_home.key("identity").public_key().public_bytes_raw())
-        engine: Any = self._cloud
-        self._service = CloudService(
-            engine,
-            make_replica(cloud_home),
-            allowed=lambda: allowed_devices(cloud_home),
-            clock=time.time,
-            randomness=secrets.token_bytes,
-        )
+    def __init__(self, model: Path, home: Home, link: PacedLink, orders: Connection) -> None:
+        self._engine = Watched(Engine(load(str(model))))
+        self._home, self._link, self._orders = home, link, orders
+        self.text, self.tokens = "", 0
+        self.cache_bytes = 0
 
-    @contextlib.contextmanager
-    def linked(self) -> Iterator[PacedLink]:
-        """Serve the cloud behind a link."""
-        ports, bound, stop = list[int](), threading.Event(), threading.Event()
+    def ask(self, tokens: int) -> None:
+        """Make the prompt."""
+        self.text, self.tokens = text_of(self._engine, tokens)
 
-        def ready(_host: str, port: int) -> None:
-            ports.append(port)
-            bound.set()
-
-        options = {"ready": ready, "stop": stop, "log_stream": io.StringIO()}
-        server = threading.Thread(target=serve, args=(self._service, make_settings({"port": 0})), kwargs=options)
-        server.start()
-        bound.wait()
-        link = PacedLink(ports[0], self.direction)
-        save_remote(self.home, "default", Remote(link.url, self._pin))
-        try:
-            yield link
-        finally:
-            stop.set()
-            server.join()
-            link.close()
-
-    def run(self, link: PacedLink, *, is_sequential: bool) -> tuple[Answer, Timeline]:
+    def run(self, direction: str, *, bytes_per_second: float, is_sequential: bool) -> Run:
         """Run the prompt once for one new token."""
-        device: Any = self._device
-        self.sender.is_sequential = is_sequential
-        policy = Policy.model_validate({"mode": MODES[self.direction], "remote": {"name": "default"}})
-        with Session.open(policy, home=self.home, engine=device) as session:
-            timeline = link.timeline = self.sender.timeline = Timeline(began=time.perf_counter())
-            answer = session.run([question(self._text)], max_new_tokens=1)
-        timeline.first_token = answer.ttft_seconds
-        return answer, timeline
+        device: Any = self._engine
+        self._engine.is_sequential = is_sequential
+        self._order(is_sequential)
+        self._link.set(direction, bytes_per_second)
+        policy = Policy.model_validate({"mode": MODES[direction], "remote": {"name": "default"}})
+        with Session.open(policy, home=self._home, engine=device) as session:
+            began = time.perf_counter()
+            answer = session.run([question(self.text)], max_new_tokens=1)
+        prefilled: Prefilled = self._engine.prefilled if direction == "up" else self._order(None)
+        wire = [(at - began, count) for at, count in self._link.passed()]
+        return Run(prefilled.over - began, answer.ttft_seconds, prefilled.steps, wire)
+
+    def calibrate(self) -> float:
+        """Return the seconds of a prefill on an unlimited link, and note how many bytes its request takes."""
+        found = self.run("up", bytes_per_second=float("inf"), is_sequential=True)
+        self.cache_bytes = found.wire[-1][1]
+        return found.prefill
+
+    def _order(self, order: bool | None) -> Any:
+        self._orders.send(order)
+        return self._orders.recv()
 
 
-def measure(bench: Bench, link: PacedLink, share: float, *, rounds: int, layers: int) -> Row:
-    """Calibrate the link by a run that computes first, then time both kinds of run in turn."""
-    link.bytes_per_second = float("inf")
-    answer, timeline = bench.run(link, is_sequential=True)
-    sent = answer.egress.bytes_sent if bench.direction == "up" else answer.egress.bytes_received
-    link.bytes_per_second = sent / (share * timeline.prefill_over)
-    best: dict[bool, Timeline] = {}
-    prefills: list[float] = []
-    for number in range(rounds):
-        for is_sequential in (True, False) if number % 2 else (False, True):
-            _, timeline = bench.run(link, is_sequential=is_sequential)
-            if is_sequential:
-                prefills.append(timeline.prefill_over)
-            if is_sequential not in best or timeline.first_token < best[is_sequential].first_token:
-                best[is_sequential] = timeline
-    return Row(
-        direction=bench.direction,
-        share=share,
-        prefill=min(prefills),
-        # A cloud that prefills opens its reply before: what counts is what comes after the prefill.
-        wire=best[True].first_token - best[True].prefill_over,
-        sequential=best[True].first_token,
-        streamed=best[False].first_token,
-        layer=min(prefills) / max(1, len(best[True].steps)) / layers,
-        timelines={"sequential": asdict(best[True]), "streamed": asdict(best[False])},
-    )
+@contextlib.contextmanager
+def opened(base: Path, *, tokens: int, layers: int) -> Iterator[Bench]:
+    """Start the cloud and the link; stop them at the end."""
+    build(base / "model", layers=layers, positions=pad_tokens(tokens) + 64)
+    home, cloud = Home(base / "device"), Home(base / "cloud")
+    cloud.key("identity")
+    allow_device(cloud, home.key("device").public_key().public_bytes_raw().hex())
+    context = multiprocessing.get_context("spawn")
+    orders, theirs = context.Pipe()
+    arguments = (theirs, str(base / "model"), str(cloud.path))
+    process = context.Process(target=_cloud_process, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        port, pin = orders.recv()
+        with PacedLink(port) as link:
+            save_remote(home, "default", Remote(link.url, pin))
+            bench = Bench(base / "model", home, link, orders)
+            bench.ask(tokens)
+            yield bench
+    finally:
+        process.kill()
+        process.join()
 
 
-def print_table(rows: Sequence[Row], *, tokens: int, rounds: int) -> None:
-    """Print one row a direction and share."""
-    padded = pad_tokens(tokens)
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    print(
-        f"{tokens} tokens, padded to {padded}, of which {certain_tokens(padded)} are certain; best of {rounds} rounds"
-    )
-    print(f"{platform.machine()}, 1 thread a side; {versions}")
-    heads = ("prefill s", "wire s", "then sent s", "streamed s", "hidden", "bound")
-    print(f"{'way':<6}{'share':>6}" + "".join(f"{head:>13}" for head in heads))
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def _pace(run: Run, bytes_per_second: float) -> float:
+    """Return the rate at which the bytes after the prefill's end passed, over the one that was set."""
+    after = [point for point in run.wire if point[0] > run.prefill]
+    if len(after) < 2:
+        return float("nan")
+    (first, before), (last, total) = after[0], after[-1]
+    return (total - before) / (last - first) / bytes_per_second
+
+
+def measure(bench: Bench, direction: str, share: float, *, prefill: float, layers: int) -> tuple[dict[str, Any], Any]:
+    """Time a run that computes first and one that streams; returns the row and the two lines of a drawing."""
+    rate = bench.cache_bytes / (share * prefill)
+    sequential = bench.run(direction, bytes_per_second=rate, is_sequential=True)
+    streamed = bench.run(direction, bytes_per_second=rate, is_sequential=False)
+    wire = sequential.first_token - sequential.prefill
+    layer = sequential.prefill / max(1, sequential.steps) / layers
+    longer = max(sequential.prefill, wire)
+    row = {
+        "direction": direction,
+        "wire_to_prefill": share,
+        "prefill_seconds": sequential.prefill,
+        "wire_seconds": wire,
+        "sequential_seconds": sequential.first_token,
+        "streamed_seconds": streamed.first_token,
+        "hidden": 1 - (streamed.first_token - sequential.prefill) / wire,
+        "to_longer": (streamed.first_token - layer) / longer,
+        "link_to_its_rate": _pace(sequential, rate),
+    }
+    lines = {"sequential": sequential.drawn(), "streamed": streamed.drawn()}
+    return row, {"direction": direction, "share": share, **lines}
+
+
+def marks_of(rows: Sequence[dict[str, Any]]) -> list[Mark]:
+    """Return the marks; a wire longer than the prefill cannot hide behind it whole."""
+    marks = []
     for row in rows:
-        times = (row.prefill, row.wire, row.sequential, row.streamed, row.hidden, row.bound)
-        verdict = "reached" if row.is_good else "missed"
-        print(f"{row.direction:<6}{row.share:>6}" + "".join(f"{value:>13.3f}" for value in times) + f"  {verdict}")
-    print(f"marks: hidden >= {HIDDEN_MARK} where the wire is the shorter, bound <= {BOUND_MARK}")
+        name = f"{row['direction']}, wire {row['wire_to_prefill']:g} of prefill"
+        if row["wire_seconds"] < row["prefill_seconds"]:
+            marks.append(Mark(f"{name}: hidden", row["hidden"], HIDDEN_MARK, "at least"))
+        marks.append(
+            Mark(f"{name}: streamed, less a layer, to the longer of both", row["to_longer"], LONGER_MARK, "at most")
+        )
+    marks.append(
+        Mark("the link's rate to the one set, least", min(r["link_to_its_rate"] for r in rows), PACE_MARK, "at least")
+    )
+    return marks
 
 
-def run(*, tokens: int, layers: int, rounds: int, shares: Sequence[float]) -> tuple[list[Row], int]:
-    """Measure every direction and share; returns the rows and the prompt's prefilled tokens."""
-    with tempfile.TemporaryDirectory() as name:
-        model = Path(name) / "model"
-        model.mkdir()
-        build(model, layers=layers, positions=pad_tokens(tokens) + 64)
-        engines = tuple(Watched(Engine(load(str(model)))) for _ in range(2))
-        text = text_of(engines[0]._engine, tokens)
-        prefilled = len(engines[0].tokenize([question(text)]).token_ids) - 1
-        rows = []
+def _price(padded: int) -> str:
+    """Say what the padding rule alone leaves unhidden."""
+    late = padded - (certain_tokens(padded) - 1) // RANGE_TOKENS * RANGE_TOKENS
+    at_end = min(padded, late + RANGE_TOKENS)
+    return (
+        f"{late:,} of {padded:,} rows wait for the prefill's end so that nothing but the padded count shows, and the "
+        f"range before them is ready with it: at most {1 - at_end / padded:.3f} of a wire up to the prefill is hidden"
+    )
+
+
+def run(*, tokens: int, layers: int, shares: Sequence[float]) -> dict[str, object]:
+    """Measure every direction and share and return the report."""
+    rows, timelines = [], []
+    with (
+        tempfile.TemporaryDirectory(prefix="splitinfer-bench-") as name,
+        opened(Path(name), tokens=tokens, layers=layers) as bench,
+    ):
+        progress("how long the prefill takes")
+        prefill = bench.calibrate()
         for direction in MODES:
-            bench = Bench(Path(name) / direction, (engines[0], engines[1]), direction, text)
-            with bench.linked() as link:
-                rows += [measure(bench, link, share, rounds=rounds, layers=layers) for share in shares]
-        return rows, prefilled
+            for share in shares:
+                progress(f"{direction}, wire {share:g} of prefill")
+                row, lines = measure(bench, direction, share, prefill=prefill, layers=layers)
+                rows.append(row)
+                timelines.append(lines)
+        prefilled = bench.tokens
+    padded = pad_tokens(prefilled)
+    return report(
+        "streaming",
+        setting=(
+            f"{prefilled:,} tokens, padded to {padded:,}, of which {certain_tokens(padded):,} are in every prompt of "
+            f"that class; a Llama of {layers} layers, width 64, random weights, float32, steps of 512 tokens; device, "
+            "cloud and link in a process each, one run each"
+        ),
+        rows=rows,
+        marks=marks_of(rows),
+        timelines=timelines,
+        tokens=prefilled,
+        notes=[_price(padded)],
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, or JSON; returns 0 where every mark is reached, else 1."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help=f"prompt tokens (default {TOKENS})")
-    parser.add_argument("--layers", type=int, default=4, metavar="N", help="layers of the model (default 4)")
-    parser.add_argument(
-        "--rounds", type=int, default=1, metavar="N", help="rounds, of which the best counts (default 1)"
-    )
-    parser.add_argument("--quick", action="store_true", help="one round, one share, few tokens: whether it works")
-    parser.add_argument("--timeline", type=Path, metavar="FILE", help="write all timelines as JSON")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the first direction's first share")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    args = parser.parse_args(argv)
+    """Print the table, or JSON."""
+    made: argparse.ArgumentParser = parser(__doc__, "python benchmarks/streaming.py --json > streaming.json")
+    made.add_argument("--tokens", type=int, default=TOKENS, help=f"prompt tokens (default {TOKENS})")
+    made.add_argument("--layers", type=int, default=LAYERS, help=f"layers of the model (default {LAYERS})")
+    args = made.parse_args(argv)
+    shares = SHARES
     if args.quick:
-        args.tokens, args.layers, args.rounds = min(args.tokens, QUICK_TOKENS), 2, 1
-    shares = SHARES[:1] if args.quick else SHARES
-    rows, tokens = run(tokens=args.tokens, layers=args.layers, rounds=args.rounds, shares=shares)
-    facts = [row.facts() for row in rows]
-    if args.timeline:
-        timelines = [{**fact, "timelines": row.timelines} for fact, row in zip(facts, rows, strict=True)]
-        args.timeline.write_text(json.dumps({"tokens": tokens, "rows": timelines}), encoding="utf-8")
-    if args.svg:
-        args.svg.write_text(draw(rows[0].timelines, tokens=tokens), encoding="utf-8")
-    if args.json:
-        print(json.dumps({"tokens": tokens, "rounds": args.rounds, "rows": facts}))
-    else:
-        print_table(rows, tokens=tokens, rounds=args.rounds)
-    return 0 if args.quick or all(row.is_good for row in rows) else 1
+        args.tokens, args.layers, shares = min(args.tokens, 1024), 2, SHARES[:1]
+    torch.set_num_threads(1)
+    print_report(run(tokens=args.tokens, layers=args.layers, shares=shares), as_json=args.json)
+    return 0
 
 
 if __name__ == "__main__":

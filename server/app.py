@@ -28,6 +28,8 @@ def create_app(cloud: Cloud, settings: ServerSettings) -> FastAPI:
         max_transfers=settings.max_transfers,
         max_body_bytes=settings.max_body_bytes,
         silence_seconds=settings.read_timeout_seconds,
+        max_rounds=settings.max_rounds,
+        rounds_idle_seconds=settings.session_idle_seconds,
     )
 
     @asynccontextmanager
@@ -60,13 +62,16 @@ def _add_routes(app: FastAPI, door: Door) -> None:
     async def resume() -> Response:
         return Exchange(door, Route.RESUME)
 
+    async def session() -> Response:
+        return Exchange(door, Route.SESSION)
+
     async def health() -> Response:
         if door.is_draining:
             return JSONResponse({"status": "draining"}, 503, FIXED_HEADERS)
         return JSONResponse({"status": "ok"}, 200, FIXED_HEADERS)
 
     answers = {Route.KEYSET: keyset, Route.PREFILL: prefill, Route.DECODE: decode}
-    answers |= {Route.STATE: state, Route.RESUME: resume}
+    answers |= {Route.STATE: state, Route.RESUME: resume, Route.SESSION: session}
     for route, answer in answers.items():
         method, path = route.value.split(" ")
         app.add_api_route(path, answer, methods=[method], response_model=None)

@@ -26,9 +26,9 @@ _PIECE_BYTES = (1 << 20) + 16
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The reply begins; its body will be exactly this long."""
+    """The reply begins; its body will be exactly this long, or is a session's, whose length nobody knows (None)."""
 
-    body_bytes: int
+    body_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,8 @@ def _hand_over(reply: CloudReply, outbound: Outbound) -> None:
     is_begun = False
     for piece in reply.body:
         data = memoryview(piece).cast("B")
-        left_bytes -= len(data)
-        if left_bytes < 0:
+        left_bytes = None if left_bytes is None else left_bytes - len(data)
+        if left_bytes is not None and left_bytes < 0:
             break
         if not is_begun:
             outbound.put(Head(reply.body_bytes))
@@ -186,7 +186,7 @@ def _hand_over(reply: CloudReply, outbound: Outbound) -> None:
     if left_bytes:
         raise RuntimeError("the reply differs from its declared length")
     if not is_begun:
-        outbound.put(Head(0))
+        outbound.put(Head(left_bytes))
 
 
 def _post(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from server.bridge import Ended, Head, Inbound, Outbound, start_call
 from server.limits import Slots, declared_body_bytes
@@ -17,6 +18,7 @@ from server.log import report_broken_reply, report_internal_error
 from server.problems import FIXED_HEADERS, Problem, problem_for
 from splitinfer.errors import LimitExceededError, SplitInferError, TransportTimeoutError
 from splitinfer.handoff import Cloud, Route
+from splitinfer.receive.reading import MAX_HEAD_BYTES
 
 __all__ = ["Door", "Exchange", "Lane"]
 
@@ -27,45 +29,68 @@ _STATE_WAITING = 16
 _MAX_STATE_BYTES = 4096
 # A client that drips bytes would hold a transfer slot for as long as it likes; a modem is faster than this.
 _MIN_BYTES_PER_SECOND = 4096
+_SESSION_HEADERS = {"Cache-Control": "no-store"}
+_STREAM, _JSON = "application/octet-stream", "application/json"
+_PREFIX_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The workers of one kind of request, how many may wait for them, and how large a body may be."""
+    """The workers of one kind of request, how many may wait for them, and how large a body may be.
+
+    `is_session` tells that a body comes and goes piece by piece, with pauses, and without a declared length.
+    """
 
     executor: ThreadPoolExecutor
     slots: Slots
     max_body_bytes: int
     media_type: str
+    silence_seconds: float
+    is_session: bool = False
 
 
 class Door:
     """What all requests share: the cloud, the lanes and whether the server drains.
 
     Keysets have a lane of their own, so that long transfers do not make the recipient unknown, and so have queries for
-    the state of a transfer, which may wait a moment.
+    the state of a transfer, which may wait a moment, and sessions of rounds, which last.
     """
 
-    def __init__(self, cloud: Cloud, *, max_transfers: int, max_body_bytes: int, silence_seconds: float) -> None:
+    def __init__(
+        self,
+        cloud: Cloud,
+        *,
+        max_transfers: int,
+        max_body_bytes: int,
+        silence_seconds: float,
+        max_rounds: int = 2,
+        rounds_idle_seconds: float = 600.0,
+    ) -> None:
         self.cloud = cloud
         self.silence_seconds = silence_seconds
         self.is_draining = False
         workers = ThreadPoolExecutor(max_transfers, thread_name_prefix="transfer")
         keyset_workers = ThreadPoolExecutor(_KEYSET_WORKERS, thread_name_prefix="keyset")
-        self._transfers = Lane(workers, Slots(max_transfers), max_body_bytes, "application/octet-stream")
+        self._transfers = Lane(workers, Slots(max_transfers), max_body_bytes, _STREAM, silence_seconds)
         state_workers = ThreadPoolExecutor(_STATE_WORKERS, thread_name_prefix="state")
-        self._keysets = Lane(keyset_workers, Slots(_KEYSET_WAITING), 0, "application/json")
-        self._states = Lane(state_workers, Slots(_STATE_WAITING), _MAX_STATE_BYTES, "application/json")
+        self._keysets = Lane(keyset_workers, Slots(_KEYSET_WAITING), 0, _JSON, silence_seconds)
+        self._states = Lane(state_workers, Slots(_STATE_WAITING), _MAX_STATE_BYTES, _JSON, silence_seconds)
+        rounds_workers = ThreadPoolExecutor(max(max_rounds, 1), thread_name_prefix="rounds")
+        self._rounds = Lane(
+            rounds_workers, Slots(max_rounds), max_body_bytes, _STREAM, rounds_idle_seconds, is_session=True
+        )
 
     def lane(self, route: Route) -> Lane:
         """Return the lane of a route."""
-        return {Route.KEYSET: self._keysets, Route.STATE: self._states}.get(route, self._transfers)
+        own = {Route.KEYSET: self._keysets, Route.STATE: self._states, Route.SESSION: self._rounds}
+        return own.get(route, self._transfers)
 
     def close(self) -> None:
         """Wait for the workers, which end at their next read or piece, and refuse new calls; idempotent."""
         self._transfers.executor.shutdown()
         self._keysets.executor.shutdown()
         self._states.executor.shutdown()
+        self._rounds.executor.shutdown()
 
 
 class Exchange(Response):
@@ -76,27 +101,44 @@ class Exchange(Response):
         self._door, self._route, self._lane = door, route, door.lane(route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the limits before any of the body is read, then let the cloud answer."""
+        """Check the limits before any of the body is read, wait for its head, then let the cloud answer."""
         refusal = self._refusal(Headers(scope=scope))
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        await self._call(scope, receive, send)
+        begun = _Begun(receive)
+        try:
+            is_there = self._route is Route.KEYSET or await begun.has_head(self._door.silence_seconds)
+        except TransportTimeoutError as error:
+            await problem_for(error)(scope, receive, send)
+            return
+        if not is_there:
+            return
+        if self._door.is_draining:
+            await Problem(503, "draining")(scope, begun.receive, send)
+            return
+        # Only now: whoever sends half a head, and proves nothing, keeps nobody else out.
+        if not self._lane.slots.take():
+            await Problem(429, "remote_busy")(scope, begun.receive, send)
+            return
+        await self._call(scope, begun.receive, send)
 
     def _refusal(self, headers: Headers) -> Problem | None:
-        """Return why this request is not begun; where it is, a slot has been taken."""
+        """Return why nothing of this request is read."""
         if self._door.is_draining:
             return Problem(503, "draining")
         try:
             body_bytes = declared_body_bytes(headers, limit_bytes=self._lane.max_body_bytes)
         except LimitExceededError as error:
             return problem_for(error)
-        has_no_body = self._route is Route.KEYSET and not {"content-length", "transfer-encoding"} & set(headers)
-        if body_bytes is None and not has_no_body:
+        if body_bytes is None and not self._may_lack_length(headers):
             return Problem(411, "length_required")
-        if not self._lane.slots.take():
-            return Problem(429, "remote_busy")
         return None
+
+    def _may_lack_length(self, headers: Headers) -> bool:
+        if self._lane.is_session:
+            return headers.get("transfer-encoding", "").lower() == "chunked"
+        return self._route is Route.KEYSET and not {"content-length", "transfer-encoding"} & set(headers)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -104,8 +146,8 @@ class Exchange(Response):
         over = start_call(self._door.cloud, self._route, inbound, outbound, self._lane.executor)
         # The slot is the worker's: a client that left does not make room for another call before its own has ended.
         over.add_done_callback(lambda _: self._lane.slots.give_back())
-        feeder = _Feeder(receive, inbound, outbound, self._door.silence_seconds)
-        sender = _Sender(outbound, send, self._lane.media_type, self._door.silence_seconds)
+        feeder = _Feeder(receive, inbound, outbound, self._lane)
+        sender = _Sender(outbound, send, self._lane.media_type, self._lane.silence_seconds)
         feeding = asyncio.create_task(feeder.run())
         is_gone = False
         try:
@@ -131,13 +173,51 @@ class Exchange(Response):
             await problem_for(error, is_body_read=is_body_read)(scope, receive, send)
 
 
+class _Begun:
+    """The start of a body: what of it came while its head was waited for, and then the rest."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._held: deque[Message] = deque()
+
+    async def has_head(self, seconds: float) -> bool:
+        """Wait for a body's head, or for so much that it can have none; False where the client left.
+
+        Raises TransportTimeoutError where that takes too long.
+        """
+        data = b""
+        try:
+            async with asyncio.timeout(seconds):
+                while not _is_head(data):
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        return False
+                    self._held.append(message)
+                    data += message.get("body", b"")
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise TransportTimeoutError("the head of the body did not arrive in time") from None
+        return True
+
+    async def receive(self) -> Message:
+        """Return the next message, those that came already first."""
+        return self._held.popleft() if self._held else await self._receive()
+
+
+def _is_head(data: bytes) -> bool:
+    """Tell whether these bytes hold a head, or declare one that will be refused."""
+    declared = int.from_bytes(data[:_PREFIX_BYTES], "big")
+    return len(data) >= _PREFIX_BYTES and (declared > MAX_HEAD_BYTES or len(data) >= _PREFIX_BYTES + declared)
+
+
 class _Sender:
     """Sends the reply as it comes; its last bytes once the call has ended well, so that a late failure shows."""
 
     def __init__(self, outbound: Outbound, send: Send, media_type: str, silence_seconds: float) -> None:
         self._outbound, self._send, self._media_type = outbound, send, media_type
         self._silence_seconds = silence_seconds
-        self._left_bytes = 0
+        self._left_bytes: int | None = 0
         self._last = b""
         self.is_begun = False
 
@@ -161,14 +241,18 @@ class _Sender:
         return event
 
     async def _body(self, piece: bytes) -> None:
-        self._left_bytes -= len(piece)
+        if self._left_bytes is not None:
+            self._left_bytes -= len(piece)
         if self._left_bytes == 0:
             self._last += piece
         else:
             await self._send_in_time({"type": "http.response.body", "body": piece, "more_body": True})
 
     def _head(self, head: Head) -> dict[str, object]:
-        headers = {**FIXED_HEADERS, "Content-Type": self._media_type, "Content-Length": str(head.body_bytes)}
+        # A session's connection is closed by who ends it, so that the device can still speak after the head.
+        length = {} if head.body_bytes is None else {"Content-Length": str(head.body_bytes)}
+        fixed = _SESSION_HEADERS if head.body_bytes is None else FIXED_HEADERS
+        headers = {**fixed, "Content-Type": self._media_type, **length}
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         return {"type": "http.response.start", "status": 200, "headers": raw}
 
@@ -180,9 +264,9 @@ class _Sender:
 class _Feeder:
     """Moves the request body to the worker, and afterwards waits for the client to leave."""
 
-    def __init__(self, receive: Receive, inbound: Inbound, outbound: Outbound, silence_seconds: float) -> None:
+    def __init__(self, receive: Receive, inbound: Inbound, outbound: Outbound, lane: Lane) -> None:
         self._receive, self._inbound, self._outbound = receive, inbound, outbound
-        self._silence_seconds = silence_seconds
+        self._lane, self._silence_seconds = lane, lane.silence_seconds
         self._received_bytes = 0
         self.is_body_read = False
 
@@ -191,7 +275,7 @@ class _Feeder:
         began = time.monotonic()
         while not self.is_body_read:
             owed_seconds = time.monotonic() - began - self._silence_seconds
-            if self._received_bytes < owed_seconds * _MIN_BYTES_PER_SECOND:
+            if not self._lane.is_session and self._received_bytes < owed_seconds * _MIN_BYTES_PER_SECOND:
                 self._outbound.end(Ended(TransportTimeoutError("the body arrives too slowly")))
                 return
             try:
@@ -210,7 +294,9 @@ class _Feeder:
     async def _feed(self, piece: bytes, *, is_last: bool) -> None:
         self.is_body_read = is_last
         self._received_bytes += len(piece)
-        if piece:
+        if self._received_bytes > self._lane.max_body_bytes:
+            self._outbound.end(Ended(LimitExceededError(f"a body is above {self._lane.max_body_bytes} bytes")))
+        elif piece:
             await self._inbound.feed(piece)
         if is_last:
             self._inbound.end()

@@ -19,6 +19,7 @@ class ServerSettings(BaseModel):
 
     `port` 0 lets the system choose; `max_transfers` run at one time and further ones are refused;
     `read_timeout_seconds` bounds every silence of a client, `drain_seconds` the end of the server.
+    `max_rounds` sessions of rounds (`homomorphic`, `masked`) are served at one time, 0 for none.
     `max_sessions`, `session_bytes` and `session_idle_seconds` bound what is kept between turns for devices that let it,
     `prefix_bytes` and `prefix_device_bytes` the caches of public text, in all and of one device; 0 keeps nothing.
     """
@@ -30,6 +31,7 @@ class ServerSettings(BaseModel):
     tls_certificate: Path | None = None
     tls_private_key: Path | None = None
     max_transfers: int = Field(default=4, ge=1, le=1024)
+    max_rounds: int = Field(default=2, ge=0, le=64)
     max_connections: int = Field(default=256, ge=1, le=65536)
     max_body_bytes: int = Field(default=8 << 30, ge=1)
     read_timeout_seconds: float = Field(default=30.0, gt=0, le=3600)

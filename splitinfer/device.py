@@ -14,6 +14,7 @@ from splitinfer.conversation import Conversation
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
 from splitinfer.home.distances import DistanceFile
+from splitinfer.masking.pool import MaskPool
 from splitinfer.model.engine import Engine
 from splitinfer.noise.certificate import Measured
 from splitinfer.store import CacheStore
@@ -27,7 +28,7 @@ class Device:
     """What a session lends to every run. `transport` is None where the mode has no other side.
 
     `conversation` is what the session remembers between its runs. `store` is None where no cache is kept: in every
-    mode but `public-prefix`, or where policy or caller say so.
+    mode but `public-prefix`, or where policy or caller say so. `masks` opens the pool of mode `masked`, else None.
     `distances` are the sensitivities found before, None where each run finds its own; `measured` is what an evaluation
     found of this policy on this model, where there was one.
     `artefact` is for calibrated codecs, `chooser` for codec "auto".
@@ -49,6 +50,7 @@ class Device:
     chooser: Chooser | None = None
     distances: DistanceFile | None = None
     measured: Measured | None = None
+    masks: Callable[[], MaskPool] | None = field(default=None, repr=False)
 
     def prefill_progress(self, total: int) -> Callable[[int], None] | None:
         """Return what the engine calls with the number of prompt tokens done so far."""

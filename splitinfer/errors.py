@@ -33,6 +33,7 @@ SplitInferError
 ├── AuditLogError                  exit 6
 │   └── BrokenLogError
 ├── CryptoParameterError           exit 7   ciphertexts or noise cannot be made: parameters, keys or values
+├── MasksExhaustedError            exit 2   no one-time masks are left, or their pool must not be used
 ├── StateError                     exit 2   the state folder (keys, remotes) cannot be used
 │   └── StoreError
 └── TransportError                 exit 5
@@ -64,6 +65,7 @@ __all__ = [
     "LayoutMismatchError",
     "LimitExceededError",
     "ManifestError",
+    "MasksExhaustedError",
     "ModelError",
     "ModelMismatchError",
     "ModelNotFoundError",
@@ -326,6 +328,13 @@ class CryptoParameterError(SplitInferError):
 
     code = "crypto_parameters"
     exit_code = 7
+
+
+class MasksExhaustedError(SplitInferError):
+    """The pool holds too few unused one-time masks, or is a copy that must not be used; says what to do next."""
+
+    code = "masks_exhausted"
+    exit_code = 2
 
 
 class TransportError(SplitInferError):

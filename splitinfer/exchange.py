@@ -54,18 +54,24 @@ from splitinfer.sealing.manifest import (
 from splitinfer.sealing.receipt import Receipt
 from splitinfer.sealing.signing import signer
 from splitinfer.sealing.stream import PROMPT_CHUNK_BYTES, TAG_BYTES, chunk_count
-from splitinfer.sealing.transfer import HEAD_BOUND_BYTES, seal_request
+from splitinfer.sealing.transfer import HEAD_BOUND_BYTES, SealedBody, TransferKeys, seal_request
 from splitinfer.sealing.wire import VERSION
 
-__all__ = ["Ask", "Common", "Exchange", "Place", "close_ask", "decode_ask", "prefill_ask", "read_keyset"]
+__all__ = ["Ask", "Common", "Exchange", "Place", "SealedAsk", "close_ask", "decode_ask", "prefill_ask", "read_keyset"]
+__all__ += ["rounds_ask", "rows_ask", "seal_ask"]
 
 MAX_KEYSET_BYTES = 64 * 1024
+_SMALL_ROWS_BYTES = 1024 * 1024
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Ask:
-    """What to send, before it is known to which keys: sealed manifest fields, pieces, and their exact sizes."""
+    """What to send, before it is known to which keys: sealed manifest fields, pieces, and their exact sizes.
+
+    Where records follow, `following_bytes` is the most that they take; `packing` and `bucket` are then what the log
+    says instead of codec and tokens.
+    """
 
     route: Route
     manifest: RequestManifest = field(repr=False)
@@ -73,14 +79,18 @@ class Ask:
     pieces: Iterable[memoryview | bytes] = field(repr=False)
     following_bytes: int
     chunk_bytes: int
+    packing: str = ""
+    bucket: int | None = None
 
     @property
     def tokens_bucket(self) -> int:
         """Return the size class of the tokens that it brings; 0 for a session's end, which brings none."""
         manifest = self.manifest
+        if self.bucket is not None:
+            return self.bucket
         if manifest.kind == "decode":
             return manifest.tokens.padded - manifest.session.base_tokens
-        return slab_tokens(manifest) if manifest.kind == "prefill" else 0
+        return slab_tokens(manifest) if manifest.kind in {"prefill", "rows"} else 0
 
     @property
     def bytes_up_bound(self) -> int:
@@ -139,10 +149,29 @@ def prefill_ask(
     return Ask(Route.PREFILL, manifest, [slab], padded * TOKEN_BYTES, PROMPT_CHUNK_BYTES)
 
 
+def rows_ask(common: Common, rows: bytes, steps: tuple[Step, ...], *, tokens: int) -> Ask:
+    """Ask for the cache of a prompt that is sent as the bytes of its embedding rows, all of one length."""
+    manifest = _manifest(common, "rows", _tokens(tokens, _FIRST), steps)
+    total = slab_tokens(manifest) * (len(rows) // tokens)
+    # A short prompt's manifest shall not fill a chunk larger than its rows.
+    chunk_bytes = PROMPT_CHUNK_BYTES if total <= _SMALL_ROWS_BYTES else schedule.cache_chunk_bytes(total)
+    return Ask(Route.PREFILL, manifest, [rows.ljust(total, b"\x00")], total, chunk_bytes)
+
+
 def close_ask(common: Common) -> Ask:
     """Ask the cloud to erase what it holds of the session."""
     manifest = _manifest(common, "close", _tokens(1, _FIRST), ())
     return Ask(Route.PREFILL, manifest, [], 0, PROMPT_CHUNK_BYTES)
+
+
+def rounds_ask(common: Common, *, protection: str, rounds_bytes: int) -> Ask:
+    """Ask to begin rounds under a protection; `rounds_bytes` is the most that their records take.
+
+    No token count is stated: what the cloud learns of it, it learns from the rounds.
+    """
+    manifest = _manifest(common, "rounds", _tokens(1, _FIRST), ())
+    manifest = manifest.model_copy(update={"protection": protection})
+    return Ask(Route.SESSION, manifest, [], rounds_bytes, PROMPT_CHUNK_BYTES)
 
 
 def decode_ask(
@@ -196,7 +225,7 @@ def _from(steps: tuple[Step, ...], base_tokens: int) -> tuple[Step, ...]:
 
 def _manifest(
     common: Common,
-    kind: Literal["prefill", "decode", "close"],
+    kind: Literal["prefill", "rows", "decode", "close", "rounds"],
     tokens: TokensWire,
     steps: tuple[Step, ...],
     *,
@@ -233,6 +262,59 @@ def _manifest(
         last_token=last_token,
         sampling=sampling,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SealedAsk:
+    """An ask, sealed to a recipient: the manifest as it was sealed, the body to send, and what opens the reply."""
+
+    manifest: RequestManifest = field(repr=False)
+    body: SealedBody
+    keys: TransferKeys
+    sender_id: str
+
+    def sent(self, recipient: VerifiedRecipient) -> SentRequest:
+        """Return what is kept in order to open the reply."""
+        return SentRequest(
+            self.keys,
+            self.manifest.digest.hex(),
+            recipient.receipt_public_key,
+            self.manifest.tokens.true,
+            self.manifest.session.base_tokens,
+        )
+
+
+def seal_ask(
+    ask: Ask,
+    recipient: VerifiedRecipient,
+    *,
+    log_checkpoint: str,
+    device_key: Ed25519PrivateKey,
+    now: int,
+    randomness: Callable[[int], bytes],
+) -> SealedAsk:
+    """Seal an ask; raises RecipientMismatchError where the recipient's certificate does not allow it."""
+    needed = "prefill" if ask.manifest.kind == "rows" else ask.manifest.kind
+    if needed != "close" and needed not in recipient.capabilities:
+        raise RecipientMismatchError(f"the recipient's certificate does not allow it to {_VERBS[needed]}")
+    manifest = ask.manifest.model_copy(update={"log_checkpoint": log_checkpoint})
+    own_id = sender_id(recipient.keyset_digest, device_key.public_key().public_bytes_raw())
+    body, keys = seal_request(
+        ask.pieces,
+        sealed_manifest=manifest.to_bytes(),
+        # What follows a session's opening are records, which are no part of its stream.
+        following_bytes=0 if manifest.kind == "rounds" else ask.following_bytes,
+        chunk_bytes=ask.chunk_bytes,
+        recipient=recipient,
+        sender_id=own_id,
+        signer=signer(device_key),
+        now=now,
+        randomness=randomness,
+    )
+    return SealedAsk(manifest, body, keys, own_id)
+
+
+_VERBS = {"prefill": "prefill", "decode": "decode", "rounds": "compute in rounds"}
 
 
 class Exchange:
@@ -296,35 +378,22 @@ class Exchange:
 
         A sealed refusal raises the error that it names.
         """
-        if ask.manifest.kind != "close" and ask.manifest.kind not in recipient.capabilities:
-            raise RecipientMismatchError(f"the recipient's certificate does not allow it to {ask.manifest.kind}")
-        manifest = ask.manifest.model_copy(update={"log_checkpoint": self._permit.checkpoint_commitment})
-        key = self._device_key
-        own_id = sender_id(recipient.keyset_digest, key.public_key().public_bytes_raw())
-        body, keys = seal_request(
-            ask.pieces,
-            sealed_manifest=manifest.to_bytes(),
-            following_bytes=ask.following_bytes,
-            chunk_bytes=ask.chunk_bytes,
-            recipient=recipient,
-            sender_id=own_id,
-            signer=signer(key),
+        sealed = seal_ask(
+            ask,
+            recipient,
+            log_checkpoint=self._permit.checkpoint_commitment,
+            device_key=self._device_key,
             now=int(self._clock()),
             randomness=self._randomness,
         )
+        manifest, keys = sealed.manifest, sealed.keys
         self._recipient = recipient
         self._max_new_tokens = manifest.sampling.max_new_tokens if manifest.sampling else 0
         self._keepable_tokens = manifest.tokens.true if manifest.session.keep or manifest.public else 0
-        self._raw = self._lasting(Sent(ask.route, body, keys, recipient, own_id, signer(key)))
+        own, sign = sealed.sender_id, signer(self._device_key)
+        self._raw = self._lasting(Sent(ask.route, sealed.body, keys, recipient, own, sign))
         self._raw.exchange()
-        sent = SentRequest(
-            keys,
-            manifest.digest.hex(),
-            recipient.receipt_public_key,
-            manifest.tokens.true,
-            manifest.session.base_tokens,
-        )
-        reply = self.reply = open_reply(self._raw, sent, self._expected)
+        reply = self.reply = open_reply(self._raw, sealed.sent(recipient), self._expected)
         self._raw.framed(chunks=reply.reader.count, chunk_bytes=reply.reader.chunk_bytes)
         if self._raw.is_early and reply.manifest.kind != "refusal":
             raise TransportError("the cloud answered before it had the whole request; the connection is useless")

@@ -6,7 +6,10 @@
                      (or, without a permit, the cache that the store kept of the same tokens)
     sealed-prefill   permit -> prompt up, its cache down -> decode here
     sealed-decode    prefill here -> permit -> cache up while it grows, tokens down
+    noised-prefill   charge -> noise -> permit -> noised rows up, their cache down -> decode here
     noised-decode    charge -> noise -> as sealed-decode, of noised rows alone; nothing is remembered
+    homomorphic      prefill here -> permit -> cache up as ciphertexts -> decode here, in rounds with the cloud
+    masked           prefill here -> permit -> decode here, in rounds with the cloud
 
 A later turn of a session goes on from what the device, and under the policy the cloud, hold of the conversation.
 Nothing reaches the cloud but through `egress.gate`, and nothing from it is used before `receive` has checked it.
@@ -15,9 +18,11 @@ Nothing reaches the cloud but through `egress.gate`, and nothing from it is used
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 from splitinfer import codec, schedule
 from splitinfer.answer import Answer, EgressSummary
@@ -37,11 +42,24 @@ from splitinfer.errors import (
     UsageError,
     VerificationError,
 )
-from splitinfer.exchange import Ask, Common, Exchange, Place, close_ask, decode_ask, prefill_ask
-from splitinfer.handoff import Label, PromptTokens, SamplingParams, Segment
+from splitinfer.exchange import (
+    Ask,
+    Common,
+    Exchange,
+    Place,
+    close_ask,
+    decode_ask,
+    prefill_ask,
+    rounds_ask,
+    rows_ask,
+)
+from splitinfer.handoff import Label, PromptTokens, Route, SamplingParams, Segment
+from splitinfer.joint.link import RoundsLink
+from splitinfer.joint.work import Work, work_for
 from splitinfer.model.embeddings import Rows
+from splitinfer.model.stepwise import Step as RoundStep
 from splitinfer.noise.certificate import Certificate
-from splitinfer.noised import release, with_public_end
+from splitinfer.noised import release, require_private, with_public_end
 from splitinfer.partial import Part, salvage
 from splitinfer.placement import Plan, Step, place
 from splitinfer.recall import LOST_NOTE, Recall
@@ -59,11 +77,15 @@ from trust_models.policy import Policy
 
 __all__ = ["Flow"]
 
+Carrier = TypeVar("Carrier", Exchange, RoundsLink)
+
 # Well within the silence of 30 s that a cloud bears by default.
 PAUSE_SECONDS = 20.0
 # Fewer tokens say little of a device's speed.
 LEAST_TIMED_TOKENS = 64
 CLEAR_FIELDS = ("version", "suite", "transfer_id", "keyset_digest", "sender_id", "chunk_bytes", "expires_at")
+RECORD_CLEAR_FIELDS = ("counter", "step", "layer", "operation", "part", "final", "length")
+_ROUNDS = (TrustMode.HOMOMORPHIC, TrustMode.MASKED)
 RESUME_CLEAR_FIELDS = ("manifest_sha256", "request_from", "reply_from", "state", "request_chunks")
 
 
@@ -86,7 +108,7 @@ class _Progress:
     origin: Origin | None = None
     notes: list[str] = field(default_factory=list)
     egress: EgressSummary = field(default_factory=EgressSummary)
-    exchange: Exchange | None = None
+    exchange: Exchange | RoundsLink | None = None
     growing: GrowingCache | None = field(default=None, repr=False)
     generation: int = 0
     part: Part | None = None
@@ -131,7 +153,9 @@ class Flow:
         if policy.noise is None:
             return prompt
         try:
-            return with_public_end(self._engine, prompt, policy.noise)
+            require_private(prompt)
+            is_fed_by_cloud = MODES[policy.mode].decode == "cloud"
+            return with_public_end(self._engine, prompt, policy.noise) if is_fed_by_cloud else prompt
         except (EgressDeniedError, PolicyError) as error:
             self._device.gate.deny(error, mode=policy.mode.value, policy_sha256=policy.digest)
             raise
@@ -155,7 +179,9 @@ class Flow:
             return
         remote = self._sealed_decode if self._plan.decode_on == "cloud" else self._cloud_prefill
         if MODES[self._plan.mode].is_noised:
-            remote = self._noised_decode
+            remote = self._noised_decode if self._plan.decode_on == "cloud" else self._noised_prefill
+        if self._plan.mode in _ROUNDS:
+            remote = self._in_rounds
         try:
             yield from remote()
         except TransportError:
@@ -173,7 +199,7 @@ class Flow:
     def _chosen(self) -> Choice | None:
         """Choose the codec where the policy leaves it open, or that the device computes what the cloud would."""
         chooser, plan = self._device.chooser, self._plan
-        if chooser is None:
+        if chooser is None or plan.mode in _ROUNDS:
             return None
         is_decode = plan.decode_on == "cloud"
         place = self._recall.decode_place() if is_decode else self._recall.prefill_place()
@@ -304,6 +330,18 @@ class Flow:
         self._progress.certificate = noised.certificate
         yield from self._sealed_decode(noised.rows)
 
+    def _noised_prefill(self) -> Iterator[str]:
+        """Pay and draw once, noised rows up, their cache down, decode here; the last token, as it is, stays here."""
+        noised, plan = release(self._device, self._prompt), self._plan
+        self._progress.certificate = noised.certificate
+        rows = self._engine.rows_to(noised.rows[: plan.prefix_tokens])
+        ask = rows_ask(self._common(), rows, plan.cloud_steps, tokens=plan.prefix_tokens)
+        with self._permitted(ask) as exchange:
+            reply = self._send(exchange, ask)
+            snapshot = self._receive(exchange, reply, ask, RowCheck(self._device, self._prompt.token_ids), None)
+        self._progress.prefilled_by_cloud_tokens = plan.prefix_tokens
+        yield from self._decode_here(snapshot)
+
     def _sealed_decode(self, rows: Rows | None = None) -> Iterator[str]:
         """Prefill here, cache up while it grows, tokens down; only verified frames are shown."""
         place, steps = self._recall.decode_place(), self._steps_on_held()
@@ -370,6 +408,43 @@ class Flow:
         self._progress.base_tokens = place.base_tokens
         yield stream.finish()
 
+    def _in_rounds(self) -> Iterator[str]:
+        """`homomorphic` and `masked`: prefill here, then every step together with the cloud."""
+        progress = self._device.prefill_progress(len(self._prompt.token_ids) - 1)
+        work = work_for(self._device, self._prompt, self._params, progress=progress)
+        snapshot = None if work.prefills else self._prefill_on_held()
+        self._progress.is_exact, self._progress.base_tokens = False, self._recall.held_tokens if snapshot else 0
+        is_remembered = snapshot is not None and self._remember(snapshot, is_exact=True)
+        try:
+            with self._carried(self._rounds_ask(work), RoundsLink) as link:
+                self._begin_rounds(link, work)
+                with work.begin(link.exchange, snapshot) as step:
+                    if snapshot is not None and not is_remembered:
+                        wipe(snapshot)
+                    yield from self._decode_by(step)
+                link.finish()
+        finally:
+            if snapshot is not None and not is_remembered:
+                wipe(snapshot)
+
+    def _rounds_ask(self, work: Work) -> Ask:
+        ask = rounds_ask(self._common(), protection=MODES[self._plan.mode].protection, rounds_bytes=work.rounds_bytes)
+        return replace(ask, packing=work.packing, bucket=work.tokens_bucket)
+
+    def _begin_rounds(self, link: RoundsLink, work: Work) -> None:
+        recipient = link.appraise(pinned_sha256=self._device.pinned_sha256, seen=self._device.seen)
+        self._progress.generation = recipient.generation
+        link.open(self._rounds_ask(work), recipient)
+
+    def _decode_by(self, step: RoundStep) -> Iterator[str]:
+        ids = self._prompt.token_ids
+        decoding = self._engine.decode_by(step, last_token=ids[-1], position=len(ids) - 1, params=self._params)
+        for token_id, piece in decoding:
+            self._progress.saw_token(token_id)
+            yield piece
+        self._progress.finish_reason = decoding.finish_reason or ""
+        yield decoding.tail
+
     def end_session(self) -> None:
         """Let the cloud erase what it holds of the session; logged, as every call is."""
         ask = close_ask(self._common())
@@ -426,19 +501,24 @@ class Flow:
 
     @contextmanager
     def _permitted(self, ask: Ask) -> Iterator[Exchange]:
-        """Open a permit, lend an exchange, and close the permit with what really moved, whatever happens."""
+        """Lend an exchange under a permit (see `_carried`)."""
+        with self._carried(ask, partial(Exchange, resume_attempts=self._resume_attempts(ask))) as exchange:
+            yield exchange
+
+    @contextmanager
+    def _carried(self, ask: Ask, make: Callable[..., Carrier]) -> Iterator[Carrier]:
+        """Open a permit, lend what carries the ask, and close the permit with what really moved, whatever happens."""
         device, transport = self._device, self._device.transport
         if transport is None:
             raise UsageError("this session has no transport; open it with a policy that has [remote]")
         permit = device.gate.open(self._intent(ask))
-        exchange = self._progress.exchange = Exchange(
+        exchange = self._progress.exchange = make(
             permit,
             transport,
             device_key=device.key,
             expected=self._expectations(),
             clock=device.clock,
             randomness=device.randomness,
-            resume_attempts=device.policy.transfer.resume_attempts,
         )
         status: Status = "aborted"
         code = "interrupted"
@@ -457,7 +537,10 @@ class Flow:
             permit.close(Outcome(status, code=code, receipt=receipt))
             self._progress.egress = self._progress.egress.plus(EgressSummary.of(permit))
 
-    def _status(self, error: SplitInferError, exchange: Exchange) -> Status:
+    def _resume_attempts(self, ask: Ask) -> int:
+        return 0 if ask.route is Route.SESSION else self._device.policy.transfer.resume_attempts
+
+    def _status(self, error: SplitInferError, exchange: Exchange | RoundsLink) -> Status:
         growing = self._progress.growing
         if isinstance(error, RemoteRefusedError) or exchange.was_refused:
             return "refused"
@@ -511,7 +594,7 @@ class Flow:
 
     def _salvage(self, exchange: Exchange, sink: CacheSink, rows: RowCheck, *, base_tokens: int) -> None:
         """Keep the verified steps of a cache whose connection was lost, where the device is about to take over."""
-        if not self._may_fall_back():
+        if not self._may_fall_back() or MODES[self._plan.mode].is_noised:
             sink.wipe()
             return
         self._progress.part = salvage(
@@ -524,16 +607,17 @@ class Flow:
         )
 
     def _intent(self, ask: Ask) -> Intent:
-        policy = self._device.policy
+        policy, attempts = self._device.policy, self._resume_attempts(ask)
+        more = RECORD_CLEAR_FIELDS if ask.route is Route.SESSION else RESUME_CLEAR_FIELDS if attempts else ()
         return Intent(
             mode=policy.mode.value,
             policy_sha256=policy.digest,
             recipient_identity_sha256=self._device.pinned_sha256,
             protection=MODES[policy.mode].protection,
-            codec=self._wire_codec,
+            codec=ask.packing or self._wire_codec,
             tokens_bucket=ask.tokens_bucket,
-            bytes_up_bound=bound_with_resumes(ask.bytes_up_bound, policy.transfer.resume_attempts),
-            fields_in_clear=CLEAR_FIELDS + (RESUME_CLEAR_FIELDS if policy.transfer.resume_attempts else ()),
+            bytes_up_bound=bound_with_resumes(ask.bytes_up_bound, attempts),
+            fields_in_clear=CLEAR_FIELDS + more,
         )
 
     @property

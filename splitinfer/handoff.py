@@ -21,6 +21,7 @@ __all__ = [
     "Label",
     "LayerKind",
     "LayerLayout",
+    "Link",
     "Meter",
     "ModelIdentity",
     "Numerics",
@@ -318,6 +319,7 @@ class Route(StrEnum):
     DECODE = "POST /v1/decode"
     STATE = "POST /v1/transfers/state"
     RESUME = "POST /v1/transfers/resume"
+    SESSION = "POST /v1/session"
 
 
 class Meter(Protocol):
@@ -331,7 +333,8 @@ class Meter(Protocol):
 class ReleasedTransfer:
     """What the gate let go: the only thing that a transport sends; made in `egress.gate` only.
 
-    `body` yields exactly `body_bytes` bytes; they are counted and hashed by the permit as they are pulled.
+    `body` yields exactly `body_bytes` bytes, or at most as many on the session's route; the permit counts them as they
+    are pulled.
     """
 
     route: Route
@@ -359,11 +362,30 @@ class Reply(Protocol):
         """Close the connection; idempotent."""
 
 
+class Link(Protocol):
+    """One open connection on which both sides speak in turn; every byte read is counted by the transfer's meter."""
+
+    def send(self) -> None:
+        """Pull one piece of the released body and send it."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Wait for bytes of the reply and read up to len(buffer) of them; 0 at its end.
+
+        Raise TransportError where the connection fails.
+        """
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+
+
 class Transport(Protocol):
     """Moves one released transfer and returns the reply; raises TransportError and its kinds only."""
 
     def exchange(self, transfer: ReleasedTransfer) -> Reply:
         """Send the body, then return the reply once its head arrived with status 200."""
+
+    def connect(self, transfer: ReleasedTransfer) -> Link:
+        """Open a session's connection; its body is sent piece by piece, when the link is told to."""
 
 
 # --- arriving -------------------------------------------------------------------------------------------------
@@ -391,9 +413,12 @@ class VerifiedTransfer(Generic[Payload_co]):
 
 @dataclass(frozen=True, slots=True)
 class CloudReply:
-    """The recipient's answer to one request, free of HTTP: the body streams, `body_bytes` is its exact length."""
+    """The recipient's answer to one request, free of HTTP: the body streams, `body_bytes` is its exact length.
 
-    body_bytes: int
+    None is a session's: its body answers what arrives and has no length beforehand.
+    """
+
+    body_bytes: int | None
     body: Iterator[memoryview | bytes] = field(repr=False)
 
 

@@ -25,9 +25,10 @@ from splitinfer.noise.embedding import NoisedEmbeddings, TextRows, noise_embeddi
 from splitinfer.noise.ledger import Charge, charge
 from splitinfer.noise.sensitivity import Distance, ids_digest, largest_distance
 from splitinfer.noise.stream import NoiseKey, NoiseStream
+from trust_models.modes import MODES
 from trust_models.noise import Noise
 
-__all__ = ["NoisedPrompt", "release", "with_public_end"]
+__all__ = ["NoisedPrompt", "release", "require_private", "with_public_end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,19 @@ class NoisedPrompt:
     certificate: Certificate
 
 
-def with_public_end(engine: Engine, prompt: PromptTokens, noise: Noise) -> PromptTokens:
-    """Return the prompt with a last token that is no text: the template's own, or the policy's `first_token_text`.
-
-    Raises PolicyError where there is neither, EgressDeniedError where no private text is in the prompt.
-    """
+def require_private(prompt: PromptTokens) -> None:
+    """Raise EgressDeniedError where no private text is in the prompt."""
     if not prompt.private_positions:
         raise EgressDeniedError(
             'no text of this prompt is private, so there is nothing to noise; use mode "public-prefix" or "local"'
         )
+
+
+def with_public_end(engine: Engine, prompt: PromptTokens, noise: Noise) -> PromptTokens:
+    """Return the prompt with a last token that is no text: the template's own, or the policy's `first_token_text`.
+
+    Raises PolicyError where there is neither.
+    """
     if _ends_in_public(prompt):
         return prompt
     if noise.first_token_text is not None:
@@ -65,7 +70,7 @@ def _ends_in_public(prompt: PromptTokens) -> bool:
 
 
 def release(device: Device, prompt: PromptTokens) -> NoisedPrompt:
-    """Pay for one release and make it; `prompt` is one that `with_public_end` returned.
+    """Pay for one release and make it; where the cloud decodes, `prompt` is one that `with_public_end` returned.
 
     Raises UnsupportedModelError for a model that looks at token ids elsewhere, BudgetExceededError,
     UnsupportedEventError and CryptoParameterError as the ledger does, AuditLogError.
@@ -126,6 +131,7 @@ def _charged(
         sensitivity_is_exact=distance.is_exact,
         sigma=sigma,
         measured=device.measured,
+        answer_is_seen=MODES[policy.mode].decode == "cloud",
     )
     wanted = Charge(noise.subject, event, Limit(adjacency, noise.budget_epsilon, noise.stated_delta))
     fields = {

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +34,7 @@ from splitinfer.home.cache_store import open_store
 from splitinfer.home.distances import DistanceFile
 from splitinfer.home.leakage import LeakageFile
 from splitinfer.home.losses import LossFile
+from splitinfer.home.masks import open_masks
 from splitinfer.home.remotes import Remote, load_remote
 from splitinfer.home.seen import SeenFile
 from splitinfer.home.speeds import SpeedFile
@@ -48,6 +50,9 @@ from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy, Sampling, resolve
 
 __all__ = ["AnswerStream", "Session", "load_artefact", "load_engine"]
+
+
+_FORGETFUL = (TrustMode.SEALED_PREFILL, TrustMode.HOMOMORPHIC)
 
 
 class Session:
@@ -111,6 +116,7 @@ class Session:
             chooser=chooser,
             distances=DistanceFile(folder),
             measured=LeakageFile(folder).get(engine.identity.weights_sha256, rules.digest) if rules.noise else None,
+            masks=partial(open_masks, folder, engine.identity) if rules.mode is TrustMode.MASKED else None,
         )
         return cls(device, log=log)
 
@@ -250,12 +256,12 @@ def _store(policy: Policy, home: Home) -> CacheStore | None:
 
 
 def _conversation(policy: Policy, *, remember: bool) -> Conversation:
-    """Make the session's memory; of no use where the cloud prefills everything and keeps nothing.
+    """Make the session's memory; of no use where the device has no cache, and the cloud keeps none.
 
     Noised modes have none: every run is a release of its own, drawn anew and paid for, so nothing exact is at hand.
     """
     is_noised = MODES[policy.mode].is_noised
-    is_of_use = not is_noised and (policy.mode is not TrustMode.SEALED_PREFILL or policy.session.keep)
+    is_of_use = not is_noised and (policy.mode not in _FORGETFUL or policy.session.keep)
     return Conversation(
         secrets.token_hex(16),
         keeps=remember and policy.session.keep,

@@ -8,6 +8,14 @@ from __future__ import annotations
 from textwrap import fill
 
 from trust_models.codecs import AUTO, CODEC_TEXTS, LOSSY, Loss
+from trust_models.explain_rounds import (
+    ROUNDS_LEAVES,
+    ROUNDS_READERS,
+    ROUNDS_TURNS,
+    rounds_encoding,
+    rounds_fallback,
+    rounds_learns,
+)
 from trust_models.modes import MODES, ModeRow, TrustMode
 from trust_models.noise import MEANINGLESS_ABOVE_EPSILON, Noise, adjacency_words
 from trust_models.schema import Policy
@@ -36,6 +44,11 @@ _LEAVES = {
         "tokens there are and where goes with it. The answer comes back, sealed."
     ),
 }
+_LEAVES[TrustMode.NOISED_PREFILL] = (
+    "The embeddings of the prompt after noise was added to those of its private tokens, sealed; not its last token. "
+    "They give back the public texts, and the private ones as the noise left them. How many private tokens there are "
+    "and where goes with it. Their cache comes back, sealed. The answer is made on the device and is not sent."
+)
 _READERS = {
     TrustMode.LOCAL: "Only this device.",
     TrustMode.PUBLIC_PREFIX: (
@@ -54,6 +67,10 @@ _READERS = {
         "through noise, and the answer in clear, which can repeat private text."
     ),
 }
+_READERS[TrustMode.NOISED_PREFILL] = (
+    "Private texts as they are, and the answer: only this device. The recipient has the public texts in clear and the "
+    "private ones through noise."
+)
 _SEALED = (
     "Sealed means encrypted and authenticated, so that only the recipient with the pinned identity can open it. "
     "Clear means readable as it is. Until the recipient destroys its short-lived keys, whoever takes those keys can "
@@ -66,6 +83,7 @@ _OBSERVERS = (
     "version and suite, the key set in use, a transfer number, a pseudonym of this device for that key set, a chunk "
     "size, an expiry time, and random or cryptographic values (wrapped key, nonces, commitment, signature)."
 )
+_RECORDS = "Each round shows its number, step, layer and operation in clear inside the connection, and its length."
 _CHOICE = (
     "If public texts are chosen with the help of private text, as a search for fitting documents does, the choice "
     "itself tells the recipient something about the private text. Nothing here hides that."
@@ -85,19 +103,21 @@ def explain(policy: Policy, *, loss: Loss | None = None, price: str | None = Non
     `loss` is what the policy's codec was measured to cost the policy's model, None where nothing was. `price` is the
     sentence of a noised release's certificate, None where it is not known before the first run.
     """
-    row = MODES[policy.mode]
+    row, is_rounds = MODES[policy.mode], policy.mode in ROUNDS_TURNS
     parts = [
         ("Mode", f"{policy.mode}: prefill on the {_place(row)}, decode on the {row.decode}."),
-        ("What leaves this device", _LEAVES[policy.mode]),
-        ("Who can read it", _READERS[policy.mode]),
+        ("What leaves this device", (_LEAVES | ROUNDS_LEAVES)[policy.mode]),
+        ("Who can read it", (_READERS | ROUNDS_READERS)[policy.mode]),
     ]
     if policy.mode is not TrustMode.LOCAL:
         parts += [
             ("What sealed means", _SEALED),
             ("Who the recipient is", _recipient(policy)),
-            ("What the recipient learns besides", _learns(policy.mode)),
-            ("What others learn", _OBSERVERS),
-            ("How the cache is packed", _packing(policy, loss)),
+            ("What the recipient learns besides", rounds_learns(policy) if is_rounds else _learns(policy.mode)),
+            ("What others learn", f"{_OBSERVERS} {_RECORDS}" if is_rounds else _OBSERVERS),
+            ("How numbers are encoded", rounds_encoding(policy))
+            if is_rounds
+            else ("How the cache is packed", _packing(policy, loss)),
         ]
     if policy.noise is not None:
         parts += [("What the noise promises", _promise(policy.noise, price)), ("Which number of tokens", _REPLACED)]
@@ -109,7 +129,7 @@ def explain(policy: Policy, *, loss: Loss | None = None, price: str | None = Non
         parts.append(("What stays on this device", _store(policy)))
     parts.append(("Between the turns of a session", _turns(policy)))
     if policy.mode is not TrustMode.LOCAL:
-        parts.append(("If the cloud fails", _fallback(policy)))
+        parts.append(("If the cloud fails", rounds_fallback(policy) if is_rounds else _fallback(policy)))
     parts += [("Model", _model(policy)), ("Log", _log(policy)), ("Policy digest", policy.digest)]
     return "\n\n".join(
         f"{title}\n{fill(text, _WIDTH, initial_indent='  ', subsequent_indent='  ')}" for title, text in parts
@@ -224,6 +244,8 @@ def _store(policy: Policy) -> str:
 
 
 def _turns(policy: Policy) -> str:
+    if policy.mode in ROUNDS_TURNS:
+        return ROUNDS_TURNS[policy.mode]
     here = (
         "While a session is open, this device keeps the cache of its last prompt in memory, and wipes it when the "
         "session is closed."

@@ -22,6 +22,9 @@ class TrustMode(StrEnum):
     SEALED_PREFILL = "sealed-prefill"
     SEALED_DECODE = "sealed-decode"
     NOISED_DECODE = "noised-decode"
+    NOISED_PREFILL = "noised-prefill"
+    HOMOMORPHIC = "homomorphic"
+    MASKED = "masked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class ModeRow:
     prefill: Literal["device", "cloud", "cloud:public"]
     decode: Literal["device", "cloud"]
     crosses: str
-    protection: Literal["none", "sealed"]
+    protection: Literal["none", "sealed", "homomorphic", "masked"]
     readable_by: tuple[str, ...]
     guarantee: str
     cloud_reads: str
@@ -50,6 +53,11 @@ _SEALED_GUARANTEE = (
     "it proves who the recipient is, not what the recipient does with the text"
 )
 _SEALED_ASSUMPTION = "the recipient with the pinned identity is trusted with the whole prompt"
+
+_NOISED_GUARANTEE = (
+    "the recipient sees private text through noise, with the epsilon and delta that the policy states between "
+    "the neighbours that it names, or formally meaningless, empirical only, where that epsilon is large"
+)
 
 _ROWS = (
     ModeRow(
@@ -106,16 +114,56 @@ _ROWS = (
         crosses="the cache of the noised prompt up, tokens down",
         protection="sealed",
         readable_by=("device",),
-        guarantee=(
-            "the recipient sees private text through noise, with the epsilon and delta that the policy states between "
-            "the neighbours that it names, or formally meaningless, empirical only, where that epsilon is large"
-        ),
+        guarantee=_NOISED_GUARANTEE,
         cloud_reads=(
             "the public text, the private text through noise, how many private tokens there are and where, and the "
             "answer in clear"
         ),
         assumption="none for the promise about private text; honest for an honest answer",
         is_noised=True,
+    ),
+    ModeRow(
+        mode=TrustMode.NOISED_PREFILL,
+        prefill="cloud",
+        decode="device",
+        crosses="the embeddings of the noised prompt up, their cache down",
+        protection="sealed",
+        readable_by=("device",),
+        guarantee=_NOISED_GUARANTEE,
+        cloud_reads=(
+            "the public text, the private text through noise, and how many private tokens there are and where"
+        ),
+        assumption="none for the promise about private text; honest for an honest answer",
+        is_noised=True,
+    ),
+    ModeRow(
+        mode=TrustMode.HOMOMORPHIC,
+        prefill="device",
+        decode="device",
+        crosses="ciphertexts of the prompt's cache and of each step's queries and weights up, of products down",
+        protection="homomorphic",
+        readable_by=("device",),
+        guarantee=(
+            "cryptographic towards a cloud that is curious but follows the protocol: CKKS ciphertexts at 128-bit "
+            "classical security by the Homomorphic Encryption Standard's tables; towards a cloud that does not follow "
+            "it, nothing is claimed"
+        ),
+        cloud_reads="the prompt's length to a tile, how many tokens are made and when; public text where so set",
+        assumption="the cloud follows the protocol and is curious",
+    ),
+    ModeRow(
+        mode=TrustMode.MASKED,
+        prefill="device",
+        decode="device",
+        crosses="activations under one-time masks up, products down",
+        protection="masked",
+        readable_by=("device",),
+        guarantee=(
+            "computational: activations are hidden by masks from a cryptographic stream, each used once, whatever the "
+            "cloud does; a wrong product passes the three checks with a chance of at most 2^-51"
+        ),
+        cloud_reads="how many tokens are made and when, which mask pool and how much of it is used",
+        assumption="none for the secrecy of the text; this machine is not put back to an earlier state",
     ),
 )
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from splitinfer.errors import PolicyError
 from trust_models.modes import TrustMode
 from trust_models.noise import Noise, Sampling
+from trust_models.rounds import Homomorphic, Masked
 from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Session, Store, Transfer
 from trust_models.translation import sentence
 
@@ -23,6 +24,8 @@ __all__ = [
     "MAX_POLICY_BYTES",
     "Audit",
     "Fallback",
+    "Homomorphic",
+    "Masked",
     "Model",
     "Noise",
     "Policy",

@@ -18,6 +18,7 @@ from trust_models.labels import LabelName, LabelRule, decide_label, normal_name
 from trust_models.modes import MODES, TrustMode
 from trust_models.noise import Noise, Sampling
 from trust_models.remote_url import check_url
+from trust_models.rounds import Homomorphic, Masked
 from trust_models.section import Section as _Section
 from trust_models.section import refuse as _refuse
 
@@ -42,6 +43,7 @@ _MIN_STORE_BYTES = 1024 * 1024
 _MAX_NATS = 10.0
 _MAX_MBIT = 1e6
 _KEEPING_MODES = (TrustMode.SEALED_PREFILL, TrustMode.SEALED_DECODE)
+_ROUNDS_MODES = (TrustMode.HOMOMORPHIC, TrustMode.MASKED)
 
 
 def _hex_digest(value: str) -> str:
@@ -294,6 +296,8 @@ class Policy(_Section):
     audit: Audit = Audit()
     noise: Noise | None = None
     sampling: Sampling | None = None
+    homomorphic: Homomorphic = Homomorphic()
+    masked: Masked = Masked()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -315,6 +319,7 @@ class Policy(_Section):
                 f'leave [store] out in mode "{self.mode}"'
             )
         self._check_noise()
+        self._check_rounds()
         if self.session.keep and self.mode not in _KEEPING_MODES:
             _refuse(
                 f'mode "{self.mode}" lets the cloud keep no session; leave session.keep out, or write mode '
@@ -331,8 +336,23 @@ class Policy(_Section):
             )
         if not row.is_noised and self.noise is not None:
             _refuse(f'mode "{self.mode}" adds no noise, so [noise] would promise what is not done; leave it out')
+        if self.noise is not None and self.noise.first_token_text is not None and row.decode == "device":
+            _refuse(f'mode "{self.mode}" feeds the first token on the device; leave noise.first_token_text out')
         if self.sampling is not None and not (row.is_noised and row.decode == "cloud"):
             _refuse(f'mode "{self.mode}" takes sampling from the caller; leave [sampling] out and give it with the run')
+
+    def _check_rounds(self) -> None:
+        if self.homomorphic != Homomorphic() and self.mode is not TrustMode.HOMOMORPHIC:
+            _refuse(f'mode "{self.mode}" encrypts nothing homomorphically; leave [homomorphic] out')
+        if self.masked != Masked() and self.mode is not TrustMode.MASKED:
+            _refuse(f'mode "{self.mode}" uses no masks; leave [masked] out')
+        if self.mode in _ROUNDS_MODES and self.transfer.codec != "raw":
+            _refuse(f'mode "{self.mode}" sends no packed cache; leave transfer.codec out')
+        if self.homomorphic.linear == "cloud" and self.fallback.on_remote_failure == "local":
+            _refuse(
+                'homomorphic.linear = "cloud" is for a device without the large matrices, which cannot take over; '
+                'write on_remote_failure = "refuse"'
+            )
 
     @property
     def digest(self) -> str:
@@ -340,9 +360,9 @@ class Policy(_Section):
 
         Defaults are written out and absent options left out. Places are not rules and stay outside: `audit.path`,
         `store.max_bytes`, `remote.url` and `remote.tls_ca`, and the link's rate; the recipient is who its identity
-        says, wherever it is.
-        So do `store` and `session` in the modes that keep nothing there. Label rules act together, so that their order
-        and repetition do not matter: they are sorted and counted once.
+        says, wherever it is. So do `store` and `session` in the modes that keep nothing there, `homomorphic` in other
+        modes and `masked`. Label rules act together, so that their order and repetition do not matter: they are sorted
+        and counted once.
         """
         fields = self.model_dump(
             mode="json",
@@ -352,12 +372,15 @@ class Policy(_Section):
                 "remote": {"url", "tls_ca"},
                 "store": {"max_bytes"},
                 "transfer": {"link_mbit_per_second"},
+                "masked": True,
             },
         )
         if self.mode is not TrustMode.PUBLIC_PREFIX:
             del fields["store"]
         if self.mode not in _KEEPING_MODES:
             del fields["session"]
+        if self.mode is not TrustMode.HOMOMORPHIC:
+            del fields["homomorphic"]
         unique = {rfc8785.dumps(rule): rule for rule in fields["segments"]["rule"]}
         fields["segments"]["rule"] = [unique[key] for key in sorted(unique)]
         return hashlib.sha256(rfc8785.dumps(fields)).hexdigest()

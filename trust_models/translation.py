@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from trust_models.modes import TrustMode
 from trust_models.noise import Noise, Sampling
+from trust_models.rounds import Homomorphic, Masked
 from trust_models.schema import Audit, Fallback, Model, Policy, Remote, SegmentRule, Segments, Session, Store, Transfer
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _TABLES: Mapping[str, type[BaseModel]] = MappingProxyType(
         "audit": Audit,
         "noise": Noise,
         "sampling": Sampling,
+        "homomorphic": Homomorphic,
+        "masked": Masked,
     }
 )
 _TYPES = MappingProxyType(

@@ -20,6 +20,7 @@ from splitinfer.sealing.signing import Purpose, Signer, sign, signer
 from splitinfer.sealing.wire import VERSION, Hex16, Hex32, Hex64, Seconds, Version, WireModel
 
 __all__ = [
+    "CAPABILITIES",
     "CERTIFICATE_SECONDS",
     "KEYSET_SECONDS",
     "Certificate",
@@ -35,6 +36,8 @@ __all__ = [
 
 CERTIFICATE_SECONDS = 24 * 3600
 KEYSET_SECONDS = 3600
+# What a replica of this version can be asked for.
+CAPABILITIES = ("decode", "prefill", "rounds")
 HexKem = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * KEM_PUBLIC_KEY_BYTES}}}$")]
 Capability = Annotated[str, StringConstraints(pattern=r"^[a-z-]{1,32}$")]
 
@@ -105,7 +108,7 @@ def certify(
         identity=identity.public_key().public_bytes_raw().hex(),
         replica_id=replica_id,
         replica_key=replica_public_key.hex(),
-        capabilities=["decode", "prefill"],
+        capabilities=list(CAPABILITIES),
         generation=generation,
         not_after=now + seconds,
     )

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ from splitinfer.embedded import demo as prompt
 from splitinfer.errors import ModelError, TransportError
 from splitinfer.home import Home
 from splitinfer.segments import note, public, question
-from trust_models.modes import MODES
+from trust_models.modes import MODES, TrustMode
+from trust_models.policy import load_builtin
 
 if TYPE_CHECKING:
     from splitinfer.answer import Answer
@@ -36,6 +38,7 @@ _EPILOG = """examples:
 """
 _START_SECONDS = 60
 _SHOWN_RECORDS = 4
+_MASKS = 64
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -68,11 +71,16 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _answers(device: Home) -> Iterator[Answer]:
+    from splitinfer.joint.offline import prepare_pool
     from splitinfer.session import Session, load_engine
 
     engine = load_engine("embedded", home=device)
     segments = [public(prompt.DOCUMENT), note(prompt.NOTE), question(prompt.QUESTION)]
     for mode in MODES:
+        if mode is TrustMode.HOMOMORPHIC and find_spec("tenseal") is None:
+            continue
+        if mode is TrustMode.MASKED:
+            prepare_pool(device, engine, tokens=_MASKS, max_bytes=load_builtin(mode.value).masked.max_bytes)
         with Session.open(mode.value, home=device, engine=engine) as session:
             answer = session.run(segments)
         # With noise that means something the answer is another.
@@ -117,6 +125,8 @@ def _print(answers: list[Answer], size: int, records: Sequence[Mapping[str, obje
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if find_spec("tenseal") is None:
+        print("\nhomomorphic is left out: it needs pip install 'splitinfer[he]'")
     print(f"\naudit log: {size} records, verified; the last {len(records)}:")
     for record in records:
         print(f"  {describe(record)}")

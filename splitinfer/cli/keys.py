@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
 from pathlib import Path
 
 from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, KeysetReply, certify, identity_sha256, replica_id_of
-from splitinfer.cli.commands import add_command
+from splitinfer.cli.commands import add_command, add_group, print_facts
 from splitinfer.egress.gate import Gate, Intent, Outcome
 from splitinfer.errors import SplitInferError, StateError, UsageError
 from splitinfer.exchange import read_keyset
@@ -39,14 +38,13 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the `keys` command."""
-    parser = subparsers.add_parser(
+    commands = add_group(
+        subparsers,
         "keys",
-        help="keys, allowed devices, trusted clouds",
+        summary="keys, allowed devices, trusted clouds",
         description="Show keys, allow devices, trust clouds, certify replicas.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="keys_command", required=True, metavar="COMMAND")
     add_command(commands, "show", "print the public keys of this state folder", _show)
     add_command(commands, "create-identity", "make the identity key of a cloud", _create_identity)
     allow = add_command(commands, "allow", "answer requests of this device", _allow)
@@ -69,19 +67,19 @@ def _show(args: argparse.Namespace) -> int:
     if home.has_key("identity"):
         facts["identity_sha256"] = identity_sha256(bytes.fromhex(_public(home, "identity")))
         facts["generation"] = str(generation(home))
-    return _print(args, facts)
+    return print_facts(args, facts)
 
 
 def _create_identity(args: argparse.Namespace) -> int:
     home = Home.find(args.home)
     if home.has_key("identity"):
         raise StateError("there is an identity key already; `keys show` prints its fingerprint")
-    return _print(args, {"identity_sha256": identity_sha256(bytes.fromhex(_public(home, "identity")))})
+    return print_facts(args, {"identity_sha256": identity_sha256(bytes.fromhex(_public(home, "identity")))})
 
 
 def _allow(args: argparse.Namespace) -> int:
     allow_device(Home.find(args.home), args.key)
-    return _print(args, {"allowed": args.key})
+    return print_facts(args, {"allowed": args.key})
 
 
 def _trust(args: argparse.Namespace) -> int:
@@ -102,7 +100,7 @@ def _trust(args: argparse.Namespace) -> int:
     if not _KEY.fullmatch(pin):
         raise UsageError("--identity takes the 64 lower-case hexadecimal digits of the fingerprint")
     save_remote(home, args.name, Remote(args.url, pin, args.tls_ca.resolve() if args.tls_ca else None))
-    return _print(args, {"name": args.name, "url": args.url, "identity_sha256": pin})
+    return print_facts(args, {"name": args.name, "url": args.url, "identity_sha256": pin})
 
 
 def _fingerprint(home: Home, url: str, tls_ca: Path | None) -> str:
@@ -133,7 +131,7 @@ def _fingerprint(home: Home, url: str, tls_ca: Path | None) -> str:
 
 
 def _replica(args: argparse.Namespace) -> int:
-    return _print(args, {"replica_key": _public(Home.find(args.home), "replica")})
+    return print_facts(args, {"replica_key": _public(Home.find(args.home), "replica")})
 
 
 def _certify(args: argparse.Namespace) -> int:
@@ -154,18 +152,8 @@ def _certify(args: argparse.Namespace) -> int:
         seconds=args.hours * 3600,
     )
     write_private(args.output, certificate.to_bytes().decode())
-    return _print(args, {"certificate": str(args.output), "replica_id": certificate.body.replica_id})
+    return print_facts(args, {"certificate": str(args.output), "replica_id": certificate.body.replica_id})
 
 
 def _public(home: Home, name: str) -> str:
     return home.key(name).public_key().public_bytes_raw().hex()
-
-
-def _print(args: argparse.Namespace, facts: dict[str, str]) -> int:
-    if args.json:
-        print(json.dumps(facts))
-    else:
-        width = max(map(len, facts))
-        for name, value in facts.items():
-            print(f"{name:<{width}}  {value}")
-    return 0

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from splitinfer import __version__
-from splitinfer.cli import audit, demo, keys, model, policy, run, serve, store
+from splitinfer.cli import audit, demo, evaluate, keys, masks, model, policy, run, serve, store
 from splitinfer.cli.terminal import printable
 from splitinfer.errors import SplitInferError
 
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"splitinfer {__version__}")
     parser.add_argument("--home", metavar="PATH", help="state folder (default: $SPLITINFER_HOME or ~/.splitinfer)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, run, serve, keys, policy, audit, store, model):
+    for command in (demo, run, serve, keys, policy, audit, store, masks, model, evaluate):
         command.add_parser(commands)
     return parser
 

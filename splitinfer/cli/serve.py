@@ -15,6 +15,7 @@ from splitinfer.attestation.keyset import identity_sha256
 from splitinfer.errors import UsageError
 from splitinfer.home import Home
 from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
+from splitinfer.home.mask_marks import MarkFiles
 from splitinfer.home.remotes import Remote, save_remote
 from trust_models.remote_url import is_loopback
 
@@ -63,6 +64,7 @@ def _serve(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UsageError("serving needs the extra: pip install 'splitinfer[server]'") from error
     from splitinfer.cloud import CloudService
+    from splitinfer.cloud.halves import make_halves
     from splitinfer.cloud.prefixes import PrefixLimits
     from splitinfer.cloud.sessions import SessionLimits
     from splitinfer.session import load_artefact, load_engine
@@ -87,6 +89,7 @@ def _serve(args: argparse.Namespace) -> int:
         sessions=SessionLimits(settings.max_sessions, settings.session_bytes, settings.session_idle_seconds),
         prefixes=PrefixLimits(settings.prefix_bytes, settings.prefix_device_bytes),
         artefact=load_artefact(engine, home=home),
+        halves=make_halves(engine, marks=MarkFiles(home), cache_folder=home.folder("encoded-weights")),
     )
     pin = replica.current().keyset.certificate.body.identity
     scheme = "https" if settings.tls_certificate else "http"

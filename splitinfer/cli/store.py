@@ -6,7 +6,7 @@ import argparse
 import datetime
 import json
 
-from splitinfer.cli.commands import add_command
+from splitinfer.cli.commands import add_command, add_group, print_facts
 from splitinfer.home import Home
 from splitinfer.home.cache_store import open_store
 from splitinfer.store import CacheStore, Entry
@@ -27,14 +27,13 @@ policy, or `run --no-store`, keeps nothing.
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the `store` command."""
-    parser = subparsers.add_parser(
+    commands = add_group(
+        subparsers,
         "store",
-        help="stored caches of public texts",
+        summary="stored caches of public texts",
         description="Show and remove stored caches of public texts. Works offline.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="store_command", required=True, metavar="COMMAND")
     add_command(commands, "list", "print one line a stored cache, the least recently used first", _list)
     add_command(commands, "info", "print the folder, the number of caches and their bytes", _info)
     add_command(commands, "clear", "remove every stored cache", _clear)
@@ -58,12 +57,12 @@ def _info(args: argparse.Namespace) -> int:
         "unreadable": sum(entry.facts is None for entry in entries),
         "bytes": sum(entry.size_bytes for entry in entries),
     }
-    return _print(args, facts)
+    return print_facts(args, facts)
 
 
 def _clear(args: argparse.Namespace) -> int:
     removed = _store(args).clear()
-    return _print(args, {"removed": len(removed), "bytes": sum(entry.size_bytes for entry in removed)})
+    return print_facts(args, {"removed": len(removed), "bytes": sum(entry.size_bytes for entry in removed)})
 
 
 def _store(args: argparse.Namespace) -> CacheStore:
@@ -85,13 +84,3 @@ def _line(entry: Entry) -> str:
     facts = entry.facts
     rows = f"{facts.verified_rows} rows verified"
     return f"{head}  {facts.tokens:>7} tokens  {rows}  model {facts.model.weights_sha256[:16]}"
-
-
-def _print(args: argparse.Namespace, facts: dict[str, object]) -> int:
-    if args.json:
-        print(json.dumps(facts))
-    else:
-        width = max(map(len, facts))
-        for name, value in facts.items():
-            print(f"{name:<{width}}  {value}")
-    return 0

@@ -72,12 +72,12 @@ class Answer:
     def closed_pieces(self) -> Pieces:
         """Yield the receipt of a session's end; what was held of it is wiped by then."""
         self.log("erased", 1)
-        yield self._receipt()
+        yield self.receipt()
 
     def _settled(self, remains: Remains) -> bytes:
         kept = remains.settle()
         self.log("kept" if kept else "erased", kept or 1)
-        return self._receipt()
+        return self.receipt()
 
     def refusal(self, error: SplitInferError) -> CloudReply:
         """Return a sealed refusal with a receipt."""
@@ -101,7 +101,7 @@ class Answer:
             frames=0,
             refusal=refusal,
         )
-        receipt = iter([self._receipt()])
+        receipt = iter([self.receipt()])
         return self.reply(response, receipt, data_bytes=0, chunk_bytes=FRAME_CHUNK_BYTES, wipe=lambda: None)
 
     def reply(
@@ -114,24 +114,44 @@ class Answer:
         wipe: Callable[[], None],
     ) -> CloudReply:
         """Seal a reply: manifest, `data_bytes` of pieces, receipt; `wipe` is called when its body is closed."""
-        head = self._opened.head.manifest
-        keys = TransferKeys(bytes.fromhex(head.transfer_id), self._opened.content_key, self._opened.manifest_digest)
         try:
-            body = seal_reply(
-                pieces,
-                response_manifest=response.to_bytes(),
-                following_bytes=data_bytes + RECEIPT_BYTES,
-                chunk_bytes=chunk_bytes,
-                keys=keys,
-                signer=self._held.signer,
-                randomness=self._randomness,
-            )
+            body = self._sealed(response, pieces, following_bytes=data_bytes + RECEIPT_BYTES, chunk_bytes=chunk_bytes)
         except BaseException:
             wipe()
             raise
         return CloudReply(body.body_bytes, _Body(body, wipe))
 
-    def _receipt(self) -> bytes:
+    def beginning(self, response: ResponseManifest) -> SealedBody:
+        """Seal the answer to a session's beginning: a manifest and the receipt of what was received so far."""
+        pieces = iter([self.receipt()])
+        return self._sealed(response, pieces, following_bytes=RECEIPT_BYTES, chunk_bytes=FRAME_CHUNK_BYTES)
+
+    def _sealed(
+        self, response: ResponseManifest, pieces: Pieces, *, following_bytes: int, chunk_bytes: int
+    ) -> SealedBody:
+        return seal_reply(
+            pieces,
+            response_manifest=response.to_bytes(),
+            following_bytes=following_bytes,
+            chunk_bytes=chunk_bytes,
+            keys=self.keys,
+            signer=self._held.signer,
+            randomness=self._randomness,
+        )
+
+    @property
+    def keys(self) -> TransferKeys:
+        """Return what ties the reply to its request."""
+        head = self._opened.head.manifest
+        return TransferKeys(bytes.fromhex(head.transfer_id), self._opened.content_key, self._opened.manifest_digest)
+
+    def recount(self, event: str, count: int) -> None:
+        """Note an event of which there is one with a smaller count already."""
+        self._events = [held for held in self._events if held.event != event]
+        self.log(event, count)
+
+    def receipt(self) -> bytes:
+        """Return a receipt block of what happened so far."""
         head = self._opened.head.manifest
         body = ReceiptBody(
             version=VERSION,

@@ -26,7 +26,7 @@ class Outgoing:
 
     def __init__(self, reply: CloudReply, *, tail_bytes: int = TAIL_BYTES) -> None:
         self._pieces: Iterator[memoryview | bytes] | None = reply.body
-        self._body_bytes, self._tail_bytes = reply.body_bytes, tail_bytes
+        self._body_bytes, self._tail_bytes = reply.body_bytes or 0, tail_bytes
         self._head = b""
         self._chunks: deque[bytes] = deque()
         self._held_bytes = 0

@@ -93,6 +93,8 @@ class Parking:
         # In the order in which they were begun or parked.
         self._transfers: dict[Key, _Transfer] = {}
         self._rested = threading.Condition()
+        # Devices whose query waits: the few threads for queries are not for one of them alone.
+        self._asking: set[bytes] = set()
         self._is_closed = False
 
     def begin(self, opened: OpenedRequest, answer: Answer, proceed: Callable[[], CloudReply]) -> CloudReply:
@@ -107,11 +109,18 @@ class Parking:
         return self._run(key, transfer)
 
     def state(self, key: Key) -> tuple[TransferState, int]:
-        """Return how far a transfer is, and how many chunks of its request were verified."""
+        """Return how far a transfer is, and how many chunks of its request were verified.
+
+        Waits a moment for a connection that is about to be given up, for one call of a device at a time.
+        """
         with self._rested:
             transfer = self._find(key)
-            if transfer is not None and not transfer.is_whole:
-                self._wait(transfer, _STATE_WAIT_SECONDS)
+            if transfer is not None and not transfer.is_whole and key[0] not in self._asking:
+                self._asking.add(key[0])
+                try:
+                    self._wait(transfer, _STATE_WAIT_SECONDS)
+                finally:
+                    self._asking.remove(key[0])
                 transfer = self._find(key)
             if transfer is None:
                 return "unknown", 0

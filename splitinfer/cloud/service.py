@@ -4,6 +4,7 @@
     prefill  -> request head, sealed manifest, token ids -> prefill -> cache while it grows, receipt
     decode   -> request head, sealed manifest, cache -> decode -> token frames, receipt
     close    -> request head, sealed manifest -> receipt
+    session  -> request head, sealed manifest -> receipt, then a record down for each record up (`rounds`)
     state    -> how far a transfer is whose connection was lost
     resume   -> the rest of its request, the rest of its reply
 
@@ -17,7 +18,7 @@ connection was lost is parked as it is (`parked`), until it goes on or its time 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -31,14 +32,16 @@ from splitinfer.cloud.prefixes import Prefixes, PrefixLimits
 from splitinfer.cloud.recipient import Recipient
 from splitinfer.cloud.remains import Remains
 from splitinfer.cloud.resuming import Resuming
+from splitinfer.cloud.rounds import MakeHalf, Rounds
 from splitinfer.cloud.sessions import SessionLimits, Sessions, Turn
 from splitinfer.codec.transform import Artefact
 from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, TransportError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
+from splitinfer.model.embeddings import Rows
 from splitinfer.model.engine import Decoding, Engine
 from splitinfer.receive.expectations import Expectations, check_request
 from splitinfer.receive.intake import OpenedRequest, open_request
-from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink, slab_tokens
+from splitinfer.receive.tokens import TOKEN_BYTES, RowSink, TokenSink, slab_tokens
 from splitinfer.sealing.frames import end_frame, frame_count, pad_frame, refusal_frame, token_frame
 from splitinfer.sealing.manifest import (
     CacheWire,
@@ -66,9 +69,10 @@ class CloudService:
         randomness: Callable[[int], bytes],
         sessions: SessionLimits | None = None,
         prefixes: PrefixLimits | None = None,
+        halves: Mapping[str, MakeHalf] | None = None,
         artefact: Artefact | None = None,
     ) -> None:
-        self._engine, self._artefact = engine, artefact
+        self._engine, self._halves, self._artefact = engine, halves or {}, artefact
         self._sessions = Sessions(sessions or SessionLimits(), model=ModelWire.of(engine.identity), clock=clock)
         self._prefixes = Prefixes(
             prefixes or PrefixLimits(), model=engine.identity, numerics=engine.numerics, randomness=randomness
@@ -95,6 +99,8 @@ class CloudService:
             return self._resuming.state(body)
         if route is Route.RESUME:
             return self._resuming.resume(body)
+        if route is Route.SESSION:
+            return self._session(body)
         if route not in (Route.PREFILL, Route.DECODE):
             raise UsageError("there is no such call")
         opened = open_request(body, self._recipient)
@@ -118,6 +124,30 @@ class CloudService:
         self._sessions.close()
         self._prefixes.close()
 
+    def _session(self, body: Source) -> CloudReply:
+        """Read the opening of a session and begin its rounds; a lost connection is its end."""
+        opened = open_request(body, self._recipient)
+        opened.reader.is_followed = True
+        answer = Answer(opened, self._recipient, self._randomness)
+        try:
+            manifest = answer.manifest = opened.manifest()
+            check_request(manifest, self._expected)
+            if manifest.kind != "rounds":
+                raise ManifestError("the sealed manifest asks for another route than it came by")
+            verified = opened.receive(_Nothing(), iter(()), data_bytes=0)
+            make = self._halves.get(manifest.protection)
+            if make is None:
+                raise UsageError(f"this cloud does not offer {manifest.protection}")
+            half = make(opened.sender)
+        except TransportError:
+            raise
+        except SplitInferError as error:
+            return answer.refusal(error)
+        answer.log("received", verified.chunk_count)
+        answer.log("opened", 1)
+        response = self._response(answer, kind="rounds", manifest=manifest)
+        return CloudReply(None, Rounds(body, opened, answer, half, response=response))
+
     def _transfer(self, opened: OpenedRequest, answer: Answer, route: Route) -> CloudReply:
         """Read the request and begin its reply; called again, from here, when it goes on after a lost source."""
         try:
@@ -136,7 +166,7 @@ class CloudService:
     def _in_turn(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer) -> CloudReply:
         """Prefill or decode with the session to itself; the cache that it went on from is not there afterwards."""
         turn = answer.turn = answer.turn or self._sessions.begin(opened.sender, manifest)
-        run = self._prefill if manifest.kind == "prefill" else self._decode
+        run = {"prefill": self._prefill, "rows": self._prefill_rows}.get(manifest.kind, self._decode)
         try:
             return run(opened, manifest, answer, turn)
         except TransportError:
@@ -171,6 +201,32 @@ class CloudService:
             answer.log("reused", reused)
         cache = self._grown(token_ids, manifest, held)
         remains = Remains(cache, keep, base=None if cache is held else held)
+        return self._sent(cache, remains, manifest, answer, prefilled=manifest.tokens.true - reused)
+
+    def _prefill_rows(self, opened: OpenedRequest, manifest: RequestManifest, answer: Answer, turn: Turn) -> CloudReply:
+        """Embedding rows in, cache out, as `_prefill` does; nothing is kept of it, and nothing is gone on from."""
+        with self._model_lock:
+            self._engine.require_only_embeddings()
+        tokens, width = manifest.tokens, self._engine.row_bytes
+        sink = RowSink(true_tokens=tokens.true, padded_tokens=tokens.padded, row_bytes=width)
+        size = tokens.padded * width
+        verified = opened.receive(sink, iter([size]), data_bytes=size)
+        answer.log("received", verified.chunk_count)
+        answer.log("opened", 1)
+        rows = self._engine.rows_from(verified.payload)
+        cache = self._grown((0,) * tokens.true, manifest, None, rows=rows)
+        remains = Remains(cache, partial(turn.keep, root=verified.ciphertext_root.hex()))
+        return self._sent(cache, remains, manifest, answer, prefilled=tokens.true)
+
+    def _sent(
+        self,
+        cache: CacheSnapshot | GrowingCache,
+        remains: Remains,
+        manifest: RequestManifest,
+        answer: Answer,
+        *,
+        prefilled: int,
+    ) -> CloudReply:
         packed = _packed(cache, manifest, remains, self._artefact)
         total = packed.size_bytes
         coded_bytes = total if packed.is_variable else None
@@ -182,7 +238,7 @@ class CloudService:
 
         return answer.reply(
             response,
-            answer.cache_pieces(packed, remains, prefilled=manifest.tokens.true - reused),
+            answer.cache_pieces(packed, remains, prefilled=prefilled),
             data_bytes=total,
             chunk_bytes=schedule.cache_chunk_bytes(total, is_small=manifest.artefact_sha256 is not None),
             wipe=forget,
@@ -204,7 +260,12 @@ class CloudService:
         return (0,) * base + verified.payload, verified.ciphertext_root.hex()
 
     def _grown(
-        self, token_ids: tuple[int, ...], manifest: RequestManifest, held: CacheSnapshot | None
+        self,
+        token_ids: tuple[int, ...],
+        manifest: RequestManifest,
+        held: CacheSnapshot | None,
+        *,
+        rows: Rows | None = None,
     ) -> CacheSnapshot | GrowingCache:
         """Prefill onto what is held, in a thread; where all is held, only the padding time is spent."""
         steps = [step for step in manifest.steps if held is None or step[0] >= held.true_tokens]
@@ -217,6 +278,7 @@ class CloudService:
                 padded_tokens=padded,
                 base_tokens=manifest.session.base_tokens,
                 guard=self._model_lock,
+                rows=rows,
             )
         with self._model_lock:
             self._engine.burn(padded - held.true_tokens)
@@ -292,7 +354,7 @@ class CloudService:
         self,
         answer: Answer,
         *,
-        kind: Literal["cache", "tokens", "closed"],
+        kind: Literal["cache", "tokens", "closed", "rounds"],
         manifest: RequestManifest,
         frames: int = 0,
         coded_bytes: int | None = None,
@@ -345,4 +407,10 @@ def _packed(
         raise
 
 
-_ROUTES = {"prefill": Route.PREFILL, "close": Route.PREFILL, "decode": Route.DECODE}
+_ROUTES = {
+    "prefill": Route.PREFILL,
+    "rows": Route.PREFILL,
+    "close": Route.PREFILL,
+    "decode": Route.DECODE,
+    "rounds": Route.SESSION,
+}

@@ -2,13 +2,14 @@
 
 Memory only. A turn takes its session out of the table, so that no two turns can go on from one cache, and puts the
 longer cache back when its reply is over; whatever fails between wipes it. What is idle too long, or over the limits,
-is wiped; the least recently used goes first.
+is wiped: of the device that holds the most, the least recently used first, so that no device pushes out others' by
+opening sessions.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -118,9 +119,21 @@ class Sessions:
             if replaced is not None:
                 wipe(replaced.snapshot)
             self._held[key] = held
-            while len(self._held) > limits.max_sessions or self._sum_bytes() > limits.max_bytes:
-                wipe(self._held.popitem(last=False)[1].snapshot)
+            while len(self._held) > limits.max_sessions:
+                self._drop_oldest(lambda _: 1)
+            while self._sum_bytes() > limits.max_bytes:
+                self._drop_oldest(lambda one: one.size_bytes)
         return True
+
+    def _drop_oldest(self, weight: Callable[[_Held], int]) -> None:
+        """Wipe the least recently used session of the device whose sessions weigh the most."""
+        weights: Counter[bytes] = Counter()
+        for (sender, _), held in self._held.items():
+            weights[sender] += weight(held)
+        # Of devices that weigh the same, the one with the oldest session: counters keep the order of what came first.
+        heaviest = max(weights, key=weights.__getitem__)
+        key = next(key for key in self._held if key[0] == heaviest)
+        wipe(self._held.pop(key).snapshot)
 
     def _sum_bytes(self) -> int:
         return sum(held.size_bytes for held in self._held.values())

@@ -32,26 +32,31 @@ Words = NDArray[Any]
 Plane = NDArray[np.uint8]
 
 
-def split(words: Words, planes: Plane) -> None:
-    """Turn every word [n] left by one, in place, and spread its bytes over `planes` [bytes of a word, n]."""
-    width = 8 * words.itemsize
-    top_bit = words >> (width - 1)
-    np.left_shift(words, 1, out=words)
-    np.bitwise_or(words, top_bit, out=words)
+def split(words: Words, planes: Sequence[Plane], spare: Words) -> None:
+    """Turn every word [n] left by one, in place, and spread its bytes over the planes [n], the lowest first.
+
+    `spare` [n] is overwritten. Multiplying is what numpy does on whole vectors, shifting by 8 and more is not.
+    """
+    np.right_shift(words, 8 * words.itemsize - 1, out=spare)
+    np.multiply(words, 2, out=words)
+    np.bitwise_or(words, spare, out=words)
     for index, plane in enumerate(planes):
-        # Assigning to bytes keeps the low eight bits.
-        plane[:] = words >> (8 * index) if index else words
+        if index:
+            np.right_shift(words, 8, out=words)
+        # Casting to bytes keeps the low eight bits.
+        np.copyto(plane, words, casting="unsafe")
 
 
-def join(planes: Sequence[Plane], words: Words) -> None:
-    """Undo `split`."""
-    words[:] = planes[-1]
+def join(planes: Sequence[Plane], words: Words, spare: Words) -> None:
+    """Undo `split`; `words` is written only."""
+    np.copyto(words, planes[-1])
     for plane in planes[-2::-1]:
-        np.left_shift(words, 8, out=words)
-        np.bitwise_or(words, plane, out=words)
-    low_bit = words << (8 * words.itemsize - 1)
+        np.copyto(spare, plane)
+        np.multiply(words, 256, out=words)
+        np.bitwise_or(words, spare, out=words)
+    np.multiply(words, 1 << (8 * words.itemsize - 1), out=spare)
     np.right_shift(words, 1, out=words)
-    np.bitwise_or(words, low_bit, out=words)
+    np.bitwise_or(words, spare, out=words)
 
 
 class LosslessCoder:
@@ -62,8 +67,8 @@ class LosslessCoder:
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
         self._decompressor = zstandard.ZstdDecompressor()
-        self._words = torch.empty(0, dtype=torch.uint8)
-        self._planes = torch.empty(0, dtype=torch.uint8)
+        self._words: Plane = np.empty(0, dtype=np.uint8)
+        self._plane: Plane = np.empty(0, dtype=np.uint8)
 
     def size_bytes(self, shape: SlabShape) -> int:
         """Return the most bytes that a slab can have: a first byte and the rows as they are."""
@@ -71,45 +76,43 @@ class LosslessCoder:
 
     def encode(self, rows: torch.Tensor, slab: torch.Tensor, shape: SlabShape) -> int:
         """Compress the rows and zero rows as padding."""
-        padded, planes = self._scratch(shape)
-        padded[:, : rows.shape[1]].copy_(rows.view(padded.dtype))
-        padded[:, rows.shape[1] :] = 0
-        words, out = _words(padded, shape), slab.numpy()
-        split(words, planes)
-        frame = np.frombuffer(self._compressor.compress(planes[-1].data), dtype=np.uint8)
-        lower = shape.raw_bytes - shape.elements
-        size = 1 + lower + min(len(frame), shape.elements)
-        if len(frame) < shape.elements:
-            out[0] = _COMPRESSED
-            out[1 : 1 + lower] = planes[:-1].reshape(-1)
-            out[1 + lower : size] = frame
-        else:
-            join([*planes], words)
-            out[0] = _STORED
-            out[1:size] = padded.view(torch.uint8).view(-1).numpy()
-        return size
+        held, lower = rows.shape[1], shape.raw_bytes - shape.elements
+        out, top = slab.numpy(), self._top(shape)
+        planes = [*_planes(out[1 : 1 + lower], shape), top]
+        for plane in planes:
+            _as_rows(plane, shape)[:, held:] = 0
+        for head in range(shape.heads):
+            words, spare = self._pair(held * shape.dim, shape.dtype)
+            np.copyto(words.reshape(held, shape.dim), _bits(rows[head], shape.dtype))
+            split(words, [_as_rows(plane, shape)[head, :held].reshape(-1) for plane in planes], spare)
+        frame = np.frombuffer(self._compressor.compress(top.data), dtype=np.uint8)
+        if len(frame) >= shape.elements:
+            return _store(rows, out, shape)
+        out[0] = _COMPRESSED
+        out[1 + lower : 1 + lower + len(frame)] = frame
+        return 1 + lower + len(frame)
 
     def decode(self, slab: torch.Tensor, rows: torch.Tensor, shape: SlabShape) -> None:
         """Undo `encode`; raises LayoutMismatchError for a slab or frame of another length or form."""
-        padded, planes = self._scratch(shape)
-        data = slab.numpy()
+        data, held = slab.numpy(), rows.shape[1]
         lower = shape.raw_bytes - shape.elements
         if len(data) == 1 + shape.raw_bytes and data[0] == _STORED:
-            padded.view(torch.uint8).view(-1).numpy()[:] = data[1:]
+            _restore(data, rows, shape)
         elif len(data) > 1 + lower and data[0] == _COMPRESSED:
             top = self._decompressed(data[1 + lower :], shape.elements)
-            join([*data[1 : 1 + lower].reshape(len(planes) - 1, -1), top], _words(padded, shape))
+            planes = [_as_rows(plane, shape) for plane in (*_planes(data[1 : 1 + lower], shape), top)]
+            _require_zeros(*(plane[:, held:] for plane in planes))
+            for head in range(shape.heads):
+                words = _bits(rows[head].view(-1), shape.dtype)
+                spare = self._pair(len(words), shape.dtype)[1]
+                join([plane[head, :held].reshape(-1) for plane in planes], words, spare)
         else:
             raise LayoutMismatchError("a compressed slab has an unknown form or another length than its rows need")
-        held = rows.shape[1]
-        if bool(padded[:, held:].any()):
-            raise LayoutMismatchError("a padding row is not zero")
-        rows.view(padded.dtype).copy_(padded[:, :held])
 
     def wipe(self) -> None:
         """Zero the scratch memory."""
-        self._words.zero_()
-        self._planes.zero_()
+        self._words.fill(0)
+        self._plane.fill(0)
 
     def _decompressed(self, frame: Plane, elements: int) -> Plane:
         try:
@@ -121,17 +124,57 @@ class LosslessCoder:
             raise LayoutMismatchError("a compressed slab cannot be decompressed") from None
         return np.frombuffer(plane, dtype=np.uint8)
 
-    def _scratch(self, shape: SlabShape) -> tuple[torch.Tensor, Plane]:
-        """Return integers [heads, rows, dim] of the elements' width, and planes [bytes of an element, elements]."""
-        if self._words.numel() < shape.raw_bytes:
-            self.wipe()
-            self._words = torch.empty(shape.raw_bytes, dtype=torch.uint8)
-            self._planes = torch.empty(shape.raw_bytes, dtype=torch.uint8)
-        words = self._words[: shape.raw_bytes].view(_INTEGERS[item_bytes(shape.dtype)][0])
-        planes = self._planes[: shape.raw_bytes].numpy().reshape(item_bytes(shape.dtype), shape.elements)
-        return words.view(shape.heads, shape.rows, shape.dim), planes
+    def _top(self, shape: SlabShape) -> Plane:
+        """Return a plane [elements]."""
+        if self._plane.size < shape.elements:
+            self._plane.fill(0)
+            self._plane = np.empty(shape.elements, dtype=np.uint8)
+        return self._plane[: shape.elements]
+
+    def _pair(self, count: int, dtype: str) -> tuple[Words, Words]:
+        """Return two times `count` words, for one head at a time: few enough to stay in a core's own cache."""
+        kind = np.dtype(_INTEGERS[item_bytes(dtype)][1])
+        if self._words.size < 2 * count * kind.itemsize:
+            self._words.fill(0)
+            self._words = np.empty(2 * count * kind.itemsize, dtype=np.uint8)
+        words = self._words[: 2 * count * kind.itemsize].view(kind)
+        return words[:count], words[count:]
 
 
-def _words(padded: torch.Tensor, shape: SlabShape) -> Words:
-    words: Words = padded.view(-1).numpy().view(_INTEGERS[item_bytes(shape.dtype)][1])
-    return words
+def _bits(rows: torch.Tensor, dtype: str) -> Words:
+    """View a tensor's elements as unsigned integers."""
+    signed, unsigned = _INTEGERS[item_bytes(dtype)]
+    bits: Words = rows.view(signed).numpy().view(unsigned)
+    return bits
+
+
+def _planes(lower: Plane, shape: SlabShape) -> Plane:
+    """View all planes but the top one."""
+    return lower.reshape(item_bytes(shape.dtype) - 1, shape.elements)
+
+
+def _as_rows(plane: Plane, shape: SlabShape) -> Plane:
+    return plane.reshape(shape.heads, shape.rows, plane.size // max(1, shape.heads * shape.rows))
+
+
+def _store(rows: torch.Tensor, out: Plane, shape: SlabShape) -> int:
+    """Write the form that is not compressed; returns its length."""
+    size = 1 + shape.raw_bytes
+    out[0], out[1:size] = _STORED, 0
+    stored = _as_rows(out[1:size], shape)
+    for head, row in enumerate(rows if rows.numel() else ()):
+        stored[head, : len(row)] = _bits(row, shape.dtype).view(np.uint8)
+    return size
+
+
+def _restore(data: Plane, rows: torch.Tensor, shape: SlabShape) -> None:
+    """Undo `_store`."""
+    stored, held = _as_rows(data[1:], shape), rows.shape[1]
+    _require_zeros(stored[:, held:])
+    for head, row in enumerate(rows if rows.numel() else ()):
+        _bits(row, shape.dtype).view(np.uint8)[:] = stored[head, :held]
+
+
+def _require_zeros(*padding: Plane) -> None:
+    if any(part.any() for part in padding):
+        raise LayoutMismatchError("a padding row is not zero")

@@ -40,6 +40,7 @@ _MAX_FP16 = 65504.0
 # double, so that a minimum rounded up by 2^-25 cuts nothing off.
 _RELATIVE_MARGIN, _ABSOLUTE_MARGIN = 2.0**-10, 2.0**-24
 _STAT_BYTES = 4
+_INTEGERS = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,8 @@ def require_carriable(snapshot: CacheSnapshot) -> None:
     """Raise CodecError for a snapshot with NaN, infinity or an element beyond +-32,768."""
     for layer in snapshot.layers:
         for name in ROUNDED:
-            if (tensor := layer.get(name)) is not None and tensor.numel():
-                _require_finite(*torch.aminmax(tensor))
+            if (tensor := layer.get(name)) is not None:
+                _require_carriable(tensor)
 
 
 def _quantise(block: _Block, scales: torch.Tensor, minima: torch.Tensor, levels: int) -> None:
@@ -181,13 +182,27 @@ def _at(stats: torch.Tensor, block: _Block) -> torch.Tensor:
     return stats[block.stats].unsqueeze(block.axis)
 
 
+def _require_carriable(elements: torch.Tensor) -> None:
+    # Floats of one sign are ordered as their bits are, NaN and infinity above all numbers; integers compare faster.
+    signed, unsigned = _INTEGERS[elements.itemsize]
+    bits = elements.view(signed).numpy()
+    most = int(torch.tensor(MAX_ABSOLUTE, dtype=elements.dtype).view(signed))
+    negative = most + (1 << (8 * elements.itemsize - 1))
+    if bits.size and (int(bits.max()) > most or int(bits.view(unsigned).max()) > negative):
+        raise _not_carriable()
+
+
 def _require_finite(low: torch.Tensor, high: torch.Tensor) -> None:
     # Written so that NaN does not pass: both extremes of a group that holds one are NaN.
     if not (float(low.amin()) >= -MAX_ABSOLUTE and float(high.amax()) <= MAX_ABSOLUTE):
-        raise CodecError(
-            f"the cache holds NaN, infinity or an element beyond +-{MAX_ABSOLUTE:,.0f}, which a lossy codec cannot "
-            'carry; write codec = "raw" or "lossless"'
-        )
+        raise _not_carriable()
+
+
+def _not_carriable() -> CodecError:
+    return CodecError(
+        f"the cache holds NaN, infinity or an element beyond +-{MAX_ABSOLUTE:,.0f}, which a lossy codec cannot carry; "
+        'write codec = "raw" or "lossless"'
+    )
 
 
 def _require_usable(scales: torch.Tensor, minima: torch.Tensor, levels: int) -> None:

@@ -205,8 +205,11 @@ class Permit:
         body_bytes: int = 0,
         recipient: VerifiedRecipient | None = None,
         transfer_id: str = "",
+        may_be_shorter: bool = False,
     ) -> tuple[ReleasedTransfer, CallRecord]:
         """Let one call go; its bytes are counted as the transport pulls them.
+
+        A body that `may_be_shorter` has `body_bytes` as its bound: a session's, which ends when the answer does.
 
         Raises EgressDeniedError where the permit is closed, the recipient is not the announced one, a body goes to
         nobody verified, or the sum of bodies would exceed the announced bound.
@@ -218,7 +221,7 @@ class Permit:
         released = ReleasedTransfer(
             route=route,
             body_bytes=body_bytes,
-            body=self._counted(body, call, body_bytes),
+            body=self._counted(body, call, body_bytes, may_be_shorter=may_be_shorter),
             replica_id=call.replica_id,
             meter=call,
         )
@@ -267,7 +270,7 @@ class Permit:
             raise EgressDeniedError(f"more than the announced {self.intent.bytes_up_bound} bytes would leave")
 
     def _counted(
-        self, body: Iterable[memoryview | bytes], call: CallRecord, body_bytes: int
+        self, body: Iterable[memoryview | bytes], call: CallRecord, body_bytes: int, *, may_be_shorter: bool
     ) -> Iterator[memoryview | bytes]:
         for piece in body:
             size = memoryview(piece).nbytes
@@ -275,5 +278,5 @@ class Permit:
                 raise EgressDeniedError("a body is longer than was released, or its permit is closed")
             call.bytes_sent += size
             yield piece
-        if call.bytes_sent != body_bytes:
+        if call.bytes_sent != body_bytes and not may_be_shorter:
             raise EgressDeniedError("a body is shorter than was released")

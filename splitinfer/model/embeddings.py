@@ -16,10 +16,19 @@ import torch
 from transformers import PreTrainedModel
 
 from splitinfer.cache.snapshot import CacheSnapshot
-from splitinfer.errors import PromptError, SplitInferError, UnsupportedModelError
+from splitinfer.errors import LayoutMismatchError, PromptError, SplitInferError, UnsupportedModelError
 from splitinfer.model.prefill import prefill
 
-__all__ = ["ID_KEYED_MODELS", "Rows", "as_embeddings", "embedding_rows", "require_only_embeddings"]
+__all__ = [
+    "ID_KEYED_MODELS",
+    "Rows",
+    "as_embeddings",
+    "embedding_rows",
+    "require_only_embeddings",
+    "row_bytes",
+    "rows_from",
+    "rows_to",
+]
 
 Rows = npt.NDArray[np.float64]
 
@@ -54,6 +63,28 @@ def as_embeddings(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
     """Return rows [tokens, dim] as the tensor [1, tokens, dim] that a forward takes, cast to the model's dtype."""
     layer = model.get_input_embeddings()
     return torch.from_numpy(rows)[None].to(device=model.device, dtype=layer.weight.dtype)
+
+
+def row_bytes(model: PreTrainedModel) -> int:
+    """Return how many bytes a row has in the model's own dtype."""
+    weight = model.get_input_embeddings().weight
+    return int(weight.shape[1]) * int(weight.element_size())
+
+
+def rows_to(model: PreTrainedModel, rows: Rows) -> bytes:
+    """Return rows [tokens, dim] as little-endian bytes of the model's dtype, row after row."""
+    tensor = as_embeddings(model, rows)[0].cpu().contiguous()
+    return tensor.view(torch.uint8).numpy().tobytes()
+
+
+def rows_from(model: PreTrainedModel, data: bytes) -> Rows:
+    """Return the rows of such bytes; raises LayoutMismatchError where a number is not finite."""
+    weight = model.get_input_embeddings().weight
+    tensor = torch.frombuffer(bytearray(data), dtype=weight.dtype).reshape(-1, weight.shape[1])
+    rows = np.asarray(tensor.to(torch.float64).numpy(), dtype=np.float64)
+    if not np.isfinite(rows).all():
+        raise LayoutMismatchError("the rows of the prompt are not all finite numbers")
+    return rows
 
 
 def require_only_embeddings(model: PreTrainedModel) -> None:

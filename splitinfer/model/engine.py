@@ -14,13 +14,25 @@ from pathlib import Path
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, layout_of
 from splitinfer.handoff import CacheLayout, ModelIdentity, Numerics, PromptTokens, SamplingParams, Segment
-from splitinfer.model import prompt
+from splitinfer.model import layerwise, prompt
 from splitinfer.model.decode import Decoder, FinishReason
-from splitinfer.model.embeddings import Rows, as_embeddings, embedding_rows, require_only_embeddings
+from splitinfer.model.embeddings import (
+    Rows,
+    as_embeddings,
+    embedding_rows,
+    require_only_embeddings,
+    row_bytes,
+    rows_from,
+    rows_to,
+)
+from splitinfer.model.layerwise import LayerwiseModel
+from splitinfer.model.layerwise import Rows as MatrixRows
 from splitinfer.model.loading import LoadedModel
 from splitinfer.model.prefill import burn, prefill
 from splitinfer.model.start_prefill import start_prefill
+from splitinfer.model.stepwise import Step, StepwiseDecoder
 from splitinfer.model.text import TextStream
+from splitinfer.rounds import Operation
 
 __all__ = ["Decoding", "Engine"]
 
@@ -31,7 +43,7 @@ class Decoding(Iterator[tuple[int, str]]):
     After the last pair, `tail` is the text that had been held back; the pieces and the tail together are `text`.
     """
 
-    def __init__(self, decoder: Decoder, stream: TextStream, *, count: Callable[[], None]) -> None:
+    def __init__(self, decoder: Decoder | StepwiseDecoder, stream: TextStream, *, count: Callable[[], None]) -> None:
         self._decoder = decoder
         self._stream = stream
         self._count = count
@@ -80,6 +92,8 @@ class Engine:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._layout = layout_of(loaded.model)
+        self._written: LayerwiseModel | None = None
+        self._matrices: dict[tuple[int, str], MatrixRows] = {}
         self._sees_only_embeddings = False
         self.prefilled_tokens = 0
         self.decoded_tokens = 0
@@ -140,6 +154,19 @@ class Engine:
     def embedding_rows(self, token_ids: Sequence[int]) -> Rows:
         """Return the input embedding's rows of these ids (see `embeddings.embedding_rows`)."""
         return embedding_rows(self._loaded.model, token_ids)
+
+    @property
+    def row_bytes(self) -> int:
+        """Return how many bytes an embedding row has."""
+        return row_bytes(self._loaded.model)
+
+    def rows_to(self, rows: Rows) -> bytes:
+        """Return rows as bytes (see `embeddings.rows_to`)."""
+        return rows_to(self._loaded.model, rows)
+
+    def rows_from(self, data: bytes) -> Rows:
+        """Return the rows of bytes (see `embeddings.rows_from`)."""
+        return rows_from(self._loaded.model, data)
 
     def require_only_embeddings(self) -> None:
         """Refuse a model that looks at token ids beside their embeddings; raises UnsupportedModelError."""
@@ -216,6 +243,33 @@ class Engine:
             self._loaded.model,
             snapshot,
             last_token=last_token,
+            params=params,
+            eos_token_ids=self.eos_token_ids,
+            stopper=stream,
+        )
+        return Decoding(decoder, stream, count=self._count_decoded)
+
+    def layerwise(self) -> LayerwiseModel:
+        """Return one decode step written out over two callables; raises UnsupportedModelError (see `layerwise`)."""
+        self._written = self._written or layerwise.layerwise(self._loaded.model)
+        return self._written
+
+    def matrices(self) -> dict[tuple[int, str], MatrixRows]:
+        """Return the large matrices of that step by layer and name; raises UnsupportedModelError."""
+        self._matrices = self._matrices or layerwise.matrices(self._loaded.model)
+        return self._matrices
+
+    def operations(self) -> dict[tuple[int, Operation], MatrixRows]:
+        """Return the same by layer and operation."""
+        return {(layer, Operation[name.upper()]): matrix for (layer, name), matrix in self.matrices().items()}
+
+    def decode_by(self, step: Step, *, last_token: int, position: int, params: SamplingParams) -> Decoding:
+        """Decode with a step of which parts are computed elsewhere (see `stepwise.StepwiseDecoder`)."""
+        stream = self.text_stream(params.stop)
+        decoder = StepwiseDecoder(
+            step,
+            last_token=last_token,
+            position=position,
             params=params,
             eos_token_ids=self.eos_token_ids,
             stopper=stream,

@@ -27,6 +27,7 @@ class ChunkReader:
     """Reads one stream: `manifest()`, `expect()`, then `fill` and `read`, then `finish` with the sender's key.
 
     The number of chunks is unknown until the manifest said what follows (`expect`); until then no chunk is final.
+    `is_followed` says that records follow the stream, so that its final chunk is not the source's end.
     Where the source raises TransportError the position is kept: after `attach`, the call that was interrupted is made
     again and goes on with the first chunk that was not verified. Nothing of a chunk that broke off is kept.
     """
@@ -46,6 +47,7 @@ class ChunkReader:
         self._root = ChunkRoot()
         self._earlier_root = self._root.root()
         self._region_bytes = 0
+        self.is_followed = False
 
     @property
     def count(self) -> int:
@@ -61,6 +63,11 @@ class ChunkReader:
     def is_whole(self) -> bool:
         """Tell whether all chunks were read."""
         return self._count is not None and self._index == self._count
+
+    @property
+    def chunks(self) -> ChunkRoot:
+        """Return the tree of the chunks read so far, to which a session adds its records."""
+        return self._root
 
     def root(self) -> bytes:
         """Return the ciphertext root of the chunks read so far."""
@@ -138,7 +145,8 @@ class ChunkReader:
             raise TruncatedError("the trailer states another number of chunks")
         payload = trailer_payload(self._manifest_digest, self._count, self._earlier_root)
         verify(sender_public_key, TRAILER_PURPOSE[self._direction], payload, bytes(trailer[4:]))
-        require_end(self._source)
+        if not self.is_followed:
+            require_end(self._source)
 
     def wipe(self) -> None:
         """Overwrite the plaintext that is held."""

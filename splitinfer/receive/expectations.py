@@ -16,7 +16,9 @@ CALIBRATED_CODECS = ("ftc1-2", "ftc1-1.5", "ftc1-1", "ftc1-0.75", "ftc1-0.5", "f
 ACCEPTED_CODECS = ("raw", "lossless", "q8", "k8v4", "k6v4", "q4", *CALIBRATED_CODECS)
 VARIABLE_CODECS = ("lossless",)
 ACCEPTED_PADS = ("padme",)
+_EMPTY_KINDS = ("close", "rounds")
 ACCEPTED_PROTECTIONS = ("sealed",)
+ROUNDS_PROTECTIONS = ("homomorphic", "masked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,9 @@ def check_request(manifest: RequestManifest, expected: Expectations) -> None:
     _check_model(manifest.model, expected.model, here="cloud")
     _check_session(manifest)
     _check_request_layout(manifest, expected)
-    if manifest.protection not in ACCEPTED_PROTECTIONS:
-        raise ManifestError(f"protection must be one of {', '.join(ACCEPTED_PROTECTIONS)}")
+    accepted = ROUNDS_PROTECTIONS if manifest.kind == "rounds" else ACCEPTED_PROTECTIONS
+    if manifest.protection not in accepted:
+        raise ManifestError(f"protection must be one of {', '.join(accepted)}")
     if manifest.codec not in ACCEPTED_CODECS or manifest.pad not in ACCEPTED_PADS:
         raise ManifestError(f"codec must be one of {', '.join(ACCEPTED_CODECS)}, pad one of {', '.join(ACCEPTED_PADS)}")
     _check_artefact(manifest, expected, here="cloud")
@@ -100,8 +103,10 @@ def _check_session(manifest: RequestManifest) -> None:
     is_first = not session.turn
     if is_first is not (session.parent_root == "") or (is_first and session.base_tokens and not manifest.public):
         raise ReplayError("a first turn has neither parent nor base, a later one has both; send everything again")
-    if not is_first and (not session.base_tokens or manifest.public or manifest.kind == "close"):
+    if not is_first and (not session.base_tokens or manifest.public or manifest.kind in _EMPTY_KINDS):
         raise ReplayError("a later turn continues the cache of one before it; send everything again")
+    if manifest.kind == "rows" and (session.turn or session.keep):
+        raise ReplayError("a prompt of rows stands in no session; send it so")
     if manifest.public and (session.keep or manifest.kind != "prefill"):
         raise ReplayError("public text is prefilled outside of any session; send it so")
 
@@ -133,13 +138,13 @@ def _check_request_layout(manifest: RequestManifest, expected: Expectations) -> 
         if (manifest.cache, manifest.last_token, manifest.sampling) != (None, None, None):
             raise LayoutMismatchError(f"a {manifest.kind} request carries neither cache nor sampling")
         _check_coded_bytes(manifest, base, expected)
-    if manifest.kind == "close":
+    if manifest.kind in _EMPTY_KINDS:
         if manifest.steps or true != 1:
-            raise LayoutMismatchError("a request that closes a session carries nothing")
+            raise LayoutMismatchError("a request that closes a session, or begins rounds, carries nothing")
         return
     # Public text is computed from its start, or found in the prefix cache, whatever the device holds of it.
     _check_steps(manifest.steps, 0 if manifest.public else base, true)
-    if manifest.kind == "prefill":
+    if manifest.kind in {"prefill", "rows"}:
         return
     if manifest.cache is None or manifest.last_token is None or manifest.sampling is None:
         raise LayoutMismatchError("a decode request names a cache layout, a last token and sampling")

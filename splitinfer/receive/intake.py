@@ -28,7 +28,7 @@ from splitinfer.sealing.stream import CHUNK_BYTES, ChunkCipher
 from splitinfer.sealing.wire import parse_wire
 
 __all__ = ["HeldKeyset", "OpenedRequest", "Receiving", "RecipientState", "finish_verified", "open_request"]
-__all__ += ["require_chunk_bytes"]
+__all__ += ["require_chunk_bytes", "require_sender"]
 
 MAX_EXPIRY_SECONDS = 600
 T = TypeVar("T")
@@ -44,6 +44,33 @@ class HeldKeyset(Protocol):
     @property
     def digest(self) -> bytes:
         """Return SHA-256 of the canonical keyset."""
+
+
+class SignedByDevice(Protocol):
+    """A clear head with a server nonce and a device's signature."""
+
+    @property
+    def server_nonce(self) -> str:
+        """Return the nonce that the recipient handed out."""
+
+    @property
+    def signature(self) -> str:
+        """Return the device's signature."""
+
+    def signed_bytes(self) -> bytes:
+        """Return what was signed."""
+
+
+class NamesSender(Protocol):
+    """What says to which keyset something is sealed, and by which device."""
+
+    @property
+    def keyset_digest(self) -> str:
+        """Return the digest of the keyset."""
+
+    @property
+    def sender_id(self) -> str:
+        """Return the device's name under that keyset."""
 
 
 class RecipientState(Protocol):
@@ -174,16 +201,27 @@ def open_request(source: Source, state: RecipientState) -> OpenedRequest:
     if manifest.suite != SUITE:
         raise ManifestError(f"the suite must be {SUITE}")
     _check_expiry(manifest.expires_at, state.now())
-    keyset = state.keyset(manifest.keyset_digest)
-    if keyset is None:
-        raise StaleKeysetError("the request is sealed to a keyset that is not held here; fetch the keyset again")
-    sender = state.sender(manifest.sender_id, keyset.digest)
-    if sender is None:
-        raise AuthenticationError
-    verify(sender, Purpose.REQUEST, head.signed_bytes(), bytes.fromhex(head.signature))
-    state.use_nonce(head.server_nonce)
+    keyset, sender = require_sender(head, manifest, state, purpose=Purpose.REQUEST)
     state.begin(sender, manifest)
     return _unwrapped(head, keyset, sender, source)
+
+
+def require_sender(
+    head: SignedByDevice, names: NamesSender, state: RecipientState, *, purpose: Purpose
+) -> tuple[HeldKeyset, bytes]:
+    """Run checks 5, 7 and 8 on a signed head: its keyset is held, its sender allowed, its server nonce spent by it.
+
+    Returns the keyset and the sender's public key. Raises StaleKeysetError, AuthenticationError, ReplayError.
+    """
+    keyset = state.keyset(names.keyset_digest)
+    if keyset is None:
+        raise StaleKeysetError("what came is sealed to a keyset that is not held here; fetch it again, send anew")
+    sender = state.sender(names.sender_id, keyset.digest)
+    if sender is None:
+        raise AuthenticationError
+    verify(sender, purpose, head.signed_bytes(), bytes.fromhex(head.signature))
+    state.use_nonce(head.server_nonce)
+    return keyset, sender
 
 
 def _unwrapped(head: RequestHead, keyset: HeldKeyset, sender: bytes, source: Source) -> OpenedRequest:

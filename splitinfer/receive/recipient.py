@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 from splitinfer.errors import LimitExceededError, ReplayError
@@ -12,6 +13,7 @@ __all__ = ["NONCE_SECONDS", "NonceTable", "TransferTable"]
 NONCE_SECONDS = 60
 MAX_NONCES = 65536
 MAX_TRANSFERS = 65536
+MAX_SENDER_TRANSFERS = 8192
 
 
 class NonceTable:
@@ -40,11 +42,15 @@ class NonceTable:
 
 
 class TransferTable:
-    """Transfers by sender and id until they expire, so that each is executed at most once."""
+    """Transfers by sender and id until they expire, so that each is executed at most once.
+
+    A sender has an eighth of the table at most, so that none keeps the others out by filling it.
+    """
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._seen: dict[tuple[bytes, str], int] = {}
+        self._counts: Counter[bytes] = Counter()
         self._mutex = threading.Lock()
 
     def begin(self, sender: bytes, transfer_id: str, *, expires_at: int) -> None:
@@ -53,9 +59,14 @@ class TransferTable:
         with self._mutex:
             if key in self._seen:
                 raise ReplayError("the transfer was seen before; send again under a new transfer id")
-            if len(self._seen) >= MAX_TRANSFERS:
+            if self._is_full(sender):
                 now = self._clock()
                 self._seen = {seen: until for seen, until in self._seen.items() if until > now}
-            if len(self._seen) >= MAX_TRANSFERS:
+                self._counts = Counter(device for device, _ in self._seen)
+            if self._is_full(sender):
                 raise LimitExceededError("too many transfers are remembered; try again in ten minutes")
             self._seen[key] = expires_at
+            self._counts[sender] += 1
+
+    def _is_full(self, sender: bytes) -> bool:
+        return len(self._seen) >= MAX_TRANSFERS or self._counts[sender] >= MAX_SENDER_TRANSFERS

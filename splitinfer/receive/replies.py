@@ -77,7 +77,7 @@ def open_reply(source: Source, sent: SentRequest, expected: Expectations) -> Ope
         base_tokens=sent.base_tokens,
         request_sha256=sent.sealed_manifest_sha256,
     )
-    return OpenedReply(manifest, reader, sent)
+    return OpenedReply(manifest, reader, sent, nonce=bytes.fromhex(head.stream_nonce))
 
 
 @dataclass(slots=True)
@@ -89,6 +89,7 @@ class OpenedReply:
     sent: SentRequest
     receipt: Receipt | None = None
     was_refused: bool = False
+    nonce: bytes = b""
 
     def __post_init__(self) -> None:
         self.was_refused = self.manifest.kind == "refusal"
@@ -142,7 +143,7 @@ class OpenedReply:
             raise TruncatedError("the answer has no end frame")
 
     def receive_closed(self) -> None:
-        """Verify the answer to a session's end, which is its receipt alone."""
+        """Verify the answer to a session's end, or to its beginning, which is its receipt alone."""
         self.reader.expect(RECEIPT_BYTES)
         self._finish()
 

@@ -5,19 +5,15 @@ The rules are those of a request's head (checks 1, 2, 5, 7, 8); what is looked u
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from splitinfer.errors import AuthenticationError, ReplayError, StaleKeysetError
+from splitinfer.errors import ReplayError
 from splitinfer.handoff import Source
-from splitinfer.receive.intake import RecipientState
+from splitinfer.receive.intake import RecipientState, require_sender
 from splitinfer.receive.reading import read_head
 from splitinfer.sealing.resume import ResumeHead, StateAnswer, StateBody, StateQuery
 from splitinfer.sealing.signing import Purpose, verify
 from splitinfer.sealing.wire import parse_wire
 
 __all__ = ["open_resume", "open_state_answer", "open_state_query"]
-
-H = TypeVar("H", StateQuery, ResumeHead)
 
 
 def open_state_query(source: Source, state: RecipientState) -> tuple[StateQuery, bytes]:
@@ -26,25 +22,13 @@ def open_state_query(source: Source, state: RecipientState) -> tuple[StateQuery,
     Raises ManifestError, LimitExceededError, StaleKeysetError, AuthenticationError, ReplayError.
     """
     head = parse_wire(StateQuery, read_head(source), what="state query")
-    return head, _sender(head, state, Purpose.TRANSFER_STATE)
+    return head, require_sender(head, head, state, purpose=Purpose.TRANSFER_STATE)[1]
 
 
 def open_resume(source: Source, state: RecipientState) -> tuple[ResumeHead, bytes]:
     """Read and check the head of a resume, up to the first chunk behind it; raises as `open_state_query` does."""
     head = parse_wire(ResumeHead, read_head(source), what="resume head")
-    return head, _sender(head, state, Purpose.TRANSFER_RESUME)
-
-
-def _sender(head: H, state: RecipientState, purpose: Purpose) -> bytes:
-    keyset = state.keyset(head.keyset_digest)
-    if keyset is None:
-        raise StaleKeysetError("the transfer's keyset is not held here any more; send a new transfer")
-    sender = state.sender(head.sender_id, keyset.digest)
-    if sender is None:
-        raise AuthenticationError
-    verify(sender, purpose, head.signed_bytes(), bytes.fromhex(head.signature))
-    state.use_nonce(head.server_nonce)
-    return sender
+    return head, require_sender(head, head, state, purpose=Purpose.TRANSFER_RESUME)[1]
 
 
 def open_state_answer(data: bytes, *, query: StateQuery, receipt_public_key: bytes) -> StateBody:

@@ -1,4 +1,4 @@
-"""A prompt's one slab: token ids to 4-byte integers on the sender, back to checked ids on the recipient; both sides."""
+"""A prompt's one slab, token ids or embedding rows, to bytes and back to what was checked; both sides."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from splitinfer import schedule
 from splitinfer.errors import LayoutMismatchError
 from splitinfer.sealing.manifest import RequestManifest
 
-__all__ = ["TOKEN_BYTES", "TokenSink", "slab_tokens", "token_slab"]
+__all__ = ["TOKEN_BYTES", "RowSink", "TokenSink", "slab_tokens", "token_slab"]
 
 TOKEN_BYTES = 4
 
@@ -47,4 +47,28 @@ class TokenSink:
 
     def wipe(self) -> None:
         """Overwrite the ids."""
+        self._data[:] = bytes(len(self._data))
+
+
+class RowSink:
+    """Receives the slab of a prompt that comes as embedding rows, and yields the bytes of the true ones."""
+
+    def __init__(self, *, true_tokens: int, padded_tokens: int, row_bytes: int) -> None:
+        self._data = bytearray(padded_tokens * row_bytes)
+        self._used = true_tokens * row_bytes
+
+    def slab(self) -> memoryview:
+        """Return the memory of the only slab."""
+        return memoryview(self._data)
+
+    def finish(self) -> bytes:
+        """Return the true rows; raises LayoutMismatchError for non-zero padding."""
+        rows, has_bad_padding = bytes(self._data[: self._used]), any(self._data[self._used :])
+        self.wipe()
+        if has_bad_padding:
+            raise LayoutMismatchError("the slab of rows holds non-zero padding")
+        return rows
+
+    def wipe(self) -> None:
+        """Overwrite the rows."""
         self._data[:] = bytes(len(self._data))

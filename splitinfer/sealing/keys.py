@@ -36,6 +36,7 @@ __all__ = [
     "KemKey",
     "StreamKeys",
     "check_commitment",
+    "derive_record_keys",
     "derive_stream_keys",
     "unwrap_content_key",
     "wrap_content_key",
@@ -48,6 +49,7 @@ KEM_PUBLIC_KEY_BYTES = _MLKEM_PUBLIC_BYTES + 32
 WRAP_BYTES = 1088 + 32 + CONTENT_KEY_BYTES + 16
 _WRAP_LABEL = b"splitinfer/v1/wrap\x00"
 _STREAM_LABEL = b"splitinfer/v1/stream\x00"
+_RECORDS_LABEL = b"splitinfer/v1/records\x00"
 
 
 class Direction(IntEnum):
@@ -118,7 +120,18 @@ def unwrap_content_key(wrapped: bytes, *, private_key: KemKey, manifest_digest: 
 
 def derive_stream_keys(content_key: bytes, *, direction: Direction, manifest_digest: bytes, nonce: bytes) -> StreamKeys:
     """Derive one stream's keys: info = label, direction byte, suite, 0x00, SHA-256(public manifest), 32-byte nonce."""
-    info = _STREAM_LABEL + bytes([direction]) + SUITE.encode() + b"\x00" + manifest_digest + nonce
+    return _derived(_STREAM_LABEL, content_key, direction, manifest_digest + nonce)
+
+
+def derive_record_keys(
+    content_key: bytes, *, direction: Direction, manifest_digest: bytes, nonces: tuple[bytes, bytes]
+) -> StreamKeys:
+    """Derive the keys of a session's records in one direction; `nonces` are those of request and reply stream."""
+    return _derived(_RECORDS_LABEL, content_key, direction, manifest_digest + nonces[0] + nonces[1])
+
+
+def _derived(label: bytes, content_key: bytes, direction: Direction, context: bytes) -> StreamKeys:
+    info = label + bytes([direction]) + SUITE.encode() + b"\x00" + context
     okm = HKDFExpand(hashes.SHA512(), length=76, info=info).derive(content_key)
     return StreamKeys(aead_key=okm[:32], base_nonce=okm[32:44], commitment=okm[44:])
 

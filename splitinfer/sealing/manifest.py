@@ -221,7 +221,7 @@ class RequestManifest(WireModel):
     """The first thing inside a request stream: what it carries and what is asked."""
 
     version: Version
-    kind: Literal["prefill", "decode", "close"]
+    kind: Literal["prefill", "rows", "decode", "close", "rounds"]
     protection: Short
     codec: Short
     artefact_sha256: Hex32 | None
@@ -258,7 +258,7 @@ class ResponseManifest(WireModel):
     """The first thing inside a reply stream."""
 
     version: Version
-    kind: Literal["cache", "tokens", "closed", "refusal"]
+    kind: Literal["cache", "tokens", "closed", "rounds", "refusal"]
     request_manifest_sha256: Hex32
     codec: Short
     artefact_sha256: Hex32 | None

@@ -68,6 +68,11 @@ class ChunkRoot:
         self._frontier.append(merkle.leaf_hash(digest))
         return digest
 
+    @property
+    def count(self) -> int:
+        """Return how many chunks there are."""
+        return self._frontier.size
+
     def root(self) -> bytes:
         """Return the root of the chunks so far; SHA-256 of nothing when there are none."""
         return self._frontier.root()

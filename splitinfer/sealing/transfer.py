@@ -42,10 +42,11 @@ class TransferKeys:
 
 @dataclass(frozen=True, slots=True)
 class SealedBody:
-    """A whole HTTP body: the length-prefixed head, then the chunks."""
+    """A whole HTTP body: the length-prefixed head, then the chunks. `nonce` is the stream's, in clear in the head."""
 
     head: bytes
     stream: SealedStream
+    nonce: bytes
 
     @property
     def body_bytes(self) -> int:
@@ -99,7 +100,7 @@ def seal_request(
     )
     signature = signer(Purpose.REQUEST, unsigned.signed_bytes())
     head = unsigned.model_copy(update={"signature": signature.hex()})
-    return SealedBody(prefixed(head.to_bytes()), stream), keys
+    return SealedBody(prefixed(head.to_bytes()), stream, nonce), keys
 
 
 def seal_reply(
@@ -123,7 +124,7 @@ def seal_reply(
         stream_nonce=nonce.hex(),
         commitment=commitment.hex(),
     )
-    return SealedBody(prefixed(head.to_bytes()), stream)
+    return SealedBody(prefixed(head.to_bytes()), stream, nonce)
 
 
 @dataclass(frozen=True, slots=True)

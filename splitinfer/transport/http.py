@@ -1,7 +1,7 @@
 """The device's one HTTP client: ReleasedTransfer -> Reply; device side, no tensor.
 
-One connection per exchange, a fixed header template, no redirect, no proxy, no environment variable. Every body
-byte that comes back is counted by the transfer's meter.
+One connection per exchange or session, a fixed header template, no redirect, no proxy, no environment variable. Every
+body byte that comes back is counted by the transfer's meter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from splitinfer.errors import RemoteBusyError, RemoteRefusedError, TransportError, TransportTimeoutError
-from splitinfer.handoff import Meter, ReleasedTransfer, Reply, Route
+from splitinfer.handoff import Link, Meter, ReleasedTransfer, Reply, Route
 from splitinfer.transport.tls import client_context
 from trust_models.remote_url import check_url
 
@@ -45,6 +45,7 @@ class HttpTransport:
         tls_ca: Path | None = None,
         connect_timeout_seconds: float = 5.0,
         read_timeout_seconds: float = 60.0,
+        session_timeout_seconds: float = 600.0,
     ) -> None:
         try:
             parts = urlsplit(check_url(url))
@@ -54,6 +55,7 @@ class HttpTransport:
         self._tls = client_context(tls_ca) if parts.scheme == "https" else None
         self._connect_timeout_seconds = connect_timeout_seconds
         self._read_timeout_seconds = read_timeout_seconds
+        self._session_timeout_seconds = session_timeout_seconds
 
     def exchange(self, transfer: ReleasedTransfer) -> Reply:
         """Send the body, then return the reply once its head arrived with status 200.
@@ -70,6 +72,17 @@ class HttpTransport:
         except BaseException:
             connection.close()
             raise
+
+    def connect(self, transfer: ReleasedTransfer) -> Link:
+        """Open a session's connection and send its head; raises TransportError and its kinds."""
+        connection = self._connection()
+        try:
+            self._send_head(connection, transfer)
+            connection.sock.settimeout(self._session_timeout_seconds)
+        except BaseException:
+            connection.close()
+            raise
+        return _HttpLink(connection, transfer)
 
     def _connection(self) -> HTTPConnection:
         if self._tls is None:
@@ -88,7 +101,10 @@ class HttpTransport:
 
     def _headers(self, transfer: ReleasedTransfer) -> Iterator[tuple[str, str]]:
         yield "Host", self._netloc
-        yield "Content-Length", str(transfer.body_bytes)
+        if transfer.route is Route.SESSION:
+            yield "Transfer-Encoding", "chunked"
+        else:
+            yield "Content-Length", str(transfer.body_bytes)
         yield "Content-Type", _STREAM
         yield "Accept", _reply_type(transfer.route)
         yield "User-Agent", "splitinfer/1"
@@ -138,6 +154,55 @@ class _HttpReply:
         """Close the connection; idempotent."""
         self._response.close()
         self._connection.close()
+
+
+class _HttpLink:
+    """A session's connection: request and reply body grow at the same time, both in chunked transfer coding."""
+
+    def __init__(self, connection: HTTPConnection, transfer: ReleasedTransfer) -> None:
+        self._connection, self._transfer = connection, transfer
+        self._pieces = iter(transfer.body)
+        self._response: HTTPResponse | None = None
+        self._is_cut_off = False
+
+    def send(self) -> None:
+        """Pull one piece and send it; where the cloud hung up, nothing is pulled, and what it said is read next."""
+        if self._is_cut_off:
+            return
+        piece = next(self._pieces, None)
+        if piece is None:
+            raise TransportError("there is nothing more to send in this session")
+        view = memoryview(piece).cast("B")
+        framed = b"".join((f"{len(view):x}\r\n".encode(), view, b"\r\n"))
+        self._is_cut_off = not _send_piece(self._connection, memoryview(framed))
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read what has arrived, up to len(buffer) bytes; raises TransportError where the cloud ended the session."""
+        if self._response is None:
+            self._response = self._accepted()
+        with _foreign_errors():
+            data = self._response.read1(len(buffer))
+        if not data:
+            raise TransportError(f"{_LOST}: the cloud ended the session")
+        buffer[: len(data)] = data
+        self._transfer.meter.received(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+        if self._response is not None:
+            self._response.close()
+        self._connection.close()
+
+    def _accepted(self) -> HTTPResponse:
+        with _foreign_errors():
+            response = self._connection.getresponse()
+        content_type = response.headers.get("Content-Type", "").lower()
+        if response.status != 200 and content_type == _PROBLEM:
+            raise _refusal(response, self._transfer.meter)
+        if response.status != 200 or content_type != _STREAM or "Content-Encoding" in response.headers:
+            raise TransportError(f"{_NOT_OURS} (HTTP {response.status})")
+        return response
 
 
 def _send_body(connection: HTTPConnection, transfer: ReleasedTransfer) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from splitinfer.errors import RemoteBusyError, RemoteRefusedError, SplitInferError, TransportError, TruncatedError
-from splitinfer.handoff import Cloud, CloudReply, Meter, ReleasedTransfer, Reply
+from splitinfer.handoff import Cloud, CloudReply, Link, Meter, ReleasedTransfer, Reply
 
 __all__ = ["MemoryTransport"]
 
@@ -38,6 +38,79 @@ class MemoryTransport:
         except SplitInferError as error:
             raise source.failure or _refusal(error) from None
         return reply
+
+    def connect(self, transfer: ReleasedTransfer) -> Link:
+        """Open a session with the cloud, which works when the link is read."""
+        return _MemoryLink(self._cloud, transfer)
+
+
+class _MemoryLink:
+    """A session with a `Cloud` in this process: what was sent waits here until the cloud asks for it."""
+
+    def __init__(self, cloud: Cloud, transfer: ReleasedTransfer) -> None:
+        self._cloud, self._transfer = cloud, transfer
+        self._pieces = iter(transfer.body)
+        self._sent = bytearray()
+        self._body: Iterator[memoryview | bytes] | None = None
+        self._answer = memoryview(b"")
+        self._is_closed = False
+
+    def send(self) -> None:
+        """Pull one piece and keep it for the cloud."""
+        piece = next(self._pieces, None)
+        if piece is None:
+            raise TransportError("there is nothing more to send in this session")
+        self._sent += memoryview(piece).cast("B")
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Let the cloud answer and read of it; raises TransportError where it ended the session."""
+        while not self._answer:
+            self._answer = memoryview(self._next()).cast("B")
+        count = min(len(buffer), len(self._answer))
+        buffer[:count] = self._answer[:count]
+        self._answer = self._answer[count:]
+        self._transfer.meter.received(buffer[:count])
+        return count
+
+    def close(self) -> None:
+        """Close the cloud's generator, so that it can erase; idempotent."""
+        self._is_closed = True
+        close = getattr(self._body, "close", None)
+        if close is not None:
+            close()
+
+    def _next(self) -> memoryview | bytes:
+        if self._is_closed:
+            raise TransportError(_LOST)
+        try:
+            if self._body is None:
+                self._body = self._cloud.handle(self._transfer.route, _SentSource(self._sent)).body
+            piece = next(self._body, None)
+        except TransportError:
+            raise TransportError(_LOST) from None
+        except SplitInferError as error:
+            if self._body is None:
+                raise _refusal(error) from None
+            raise TransportError(_LOST) from None
+        if piece is None:
+            raise TransportError(f"{_LOST}: the cloud ended the session")
+        return piece
+
+
+class _SentSource:
+    """What a link has sent, as a Source; asking for more than that is the connection's end."""
+
+    def __init__(self, sent: bytearray) -> None:
+        self._sent = sent
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Take up to len(buffer) of the bytes that were sent."""
+        if not self._sent:
+            raise TransportError(_LOST)
+        count = min(len(buffer), len(self._sent))
+        buffer[:count] = self._sent[:count]
+        del self._sent[:count]
+        return count
 
 
 class _BodySource:
@@ -77,7 +150,7 @@ class _MemoryReply:
 
     def __init__(self, reply: CloudReply, meter: Meter, source: _BodySource) -> None:
         self._source = source
-        self._body_bytes = self._left_bytes = reply.body_bytes
+        self._body_bytes = self._left_bytes = reply.body_bytes or 0
         self._body: Iterator[memoryview | bytes] = reply.body
         self._meter = meter
         self._piece = memoryview(b"")

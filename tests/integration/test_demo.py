@@ -40,7 +40,7 @@ def test_demo_shows_every_mode_and_leaves_no_process(
     rows = [shown[mode] for mode in EXACT_MODES]
     assert all(demo.ANSWER in row for row in rows)
     assert rows[0].rstrip().endswith("nothing")
-    assert "audit log: 10 records, verified" in ran.out
+    assert "audit log: 17 records, verified" in ran.out
     assert processes_naming(str(kept / "cloud")) == []
     checked = command("audit", "verify", home=kept / "device")
     assert checked.code == 0

@@ -16,6 +16,7 @@ from splitinfer.errors import (
     BudgetExceededError,
     CryptoParameterError,
     EgressDeniedError,
+    LayoutMismatchError,
     PolicyError,
     TransportError,
     UsageError,
@@ -30,7 +31,7 @@ from splitinfer.segments import note, public, question
 from splitinfer.transport.memory import MemoryTransport
 from tests.integration.conftest import CommandLine
 from tests.support import tiny_models
-from tests.support.memory_clouds import NOISE, NOISED_MODES, Paired, policy_of
+from tests.support.memory_clouds import NOISE, NOISED_MODES, STATED_MODES, Paired, policy_of
 from trust_models.policy import Policy
 
 PUBLIC = public("Prices: apple 3, pear 5")
@@ -276,6 +277,92 @@ def test_with_the_noise_of_a_meaningful_epsilon_the_cache_is_another(
     assert seeing.seen[0][1] != seeing.seen[1][1]
 
 
+class SeeingRows(CloudService):
+    """A curious cloud: keeps the rows and the sealed manifest of every prefill."""
+
+    seen: list[tuple[dict[str, Any], bytes]]
+
+    def _prefill_rows(self, opened: Any, manifest: Any, answer: Any, turn: Any) -> CloudReply:
+        engine, seen = self._engine, self.seen
+
+        class Seeing:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(engine, name)
+
+            def rows_from(self, data: bytes) -> Any:
+                seen.append((json.loads(manifest.to_bytes()), data))
+                return engine.rows_from(data)
+
+        self._engine = Seeing()  # type: ignore[assignment]
+        try:
+            return super()._prefill_rows(opened, manifest, answer, turn)
+        finally:
+            self._engine = engine
+
+
+@pytest.fixture
+def seeing_rows(pair: Paired, tiny: Engine) -> SeeingRows:
+    honest = pair.service(tiny)
+    spy = SeeingRows.__new__(SeeingRows)
+    vars(spy).update(vars(honest))
+    spy.seen = []
+    return spy
+
+
+def sent_up(**noise: object) -> Policy:
+    return policy_of("noised-prefill", noise={**NOISE, **noise})
+
+
+def test_rows_that_travel_differ_in_the_last_private_token_alone(
+    pair: Paired, tiny: Engine, seeing_rows: SeeingRows, same_noise: None
+) -> None:
+    """Same length, same injected noise: the manifest is byte for byte the same, and so is every other row."""
+    for last in ("x", "y"):
+        pair.run(sent_up(), prompt(last), tiny, seeing_rows, max_new_tokens=2)
+    (one, one_rows), (two, two_rows) = seeing_rows.seen
+    assert without_chance(one) == without_chance(two)
+    assert (one["last_token"], one["sampling"], one["kind"]) == (None, None, "rows")
+    width = tiny.row_bytes
+    differing = [
+        at for at in range(len(one_rows) // width) if one_rows[at * width :][:width] != two_rows[at * width :][:width]
+    ]
+    assert differing == [tiny.tokenize(prompt("x")).private_positions[-1]]
+
+
+def test_both_placements_of_the_same_noise_give_the_same_tokens_and_price(
+    pair: Paired, tiny: Engine, tiny_on_cloud: Engine, same_noise: None
+) -> None:
+    cloud = pair.service(tiny_on_cloud)
+    up = pair.run(sent_up(), prompt("x"), tiny, cloud, max_new_tokens=4)
+    down = pair.run(noised(), prompt("x"), tiny, cloud)
+    assert up.token_ids == down.token_ids
+    assert up.certificate is not None
+    assert down.certificate is not None
+    assert (up.certificate.epsilon, up.certificate.answer_is_seen) == (down.certificate.epsilon, False)
+    assert up.egress.bytes_sent < down.egress.bytes_sent
+    assert (up.decoded_on, down.decoded_on, up.exact) == ("device", "cloud", False)
+
+
+def test_the_answer_does_not_reach_a_cloud_that_prefills(pair: Paired, tiny: Engine, tiny_on_cloud: Engine) -> None:
+    decoded = tiny_on_cloud.decoded_tokens
+    answer = pair.run(sent_up(), prompt("x"), tiny, pair.service(tiny_on_cloud), max_new_tokens=5, seed=4)
+    assert len(answer.token_ids) > 0
+    assert tiny_on_cloud.decoded_tokens == decoded
+    assert answer.prefilled_by_cloud_tokens == answer.prompt_tokens - 1
+    assert answer.receipt is not None
+    assert answer.receipt.event_count("prefilled") == answer.prompt_tokens - 1
+
+
+def test_rows_that_are_no_finite_numbers_are_refused_by_the_cloud(
+    pair: Paired, tiny: Engine, tiny_on_cloud: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefilled = tiny_on_cloud.prefilled_tokens
+    monkeypatch.setattr(tiny, "rows_to", lambda rows: b"\xff" * (len(rows) * tiny.row_bytes))
+    with pytest.raises(LayoutMismatchError):
+        pair.run(sent_up(), prompt("x"), tiny, pair.service(tiny_on_cloud), max_new_tokens=2)
+    assert tiny_on_cloud.prefilled_tokens == prefilled
+
+
 @pytest.mark.parametrize("mode", NOISED_MODES)
 def test_run_prints_the_certificate(
     mode: str, pair: Paired, command: CommandLine, tiny_on_cloud: Engine, tmp_path: Path
@@ -284,7 +371,7 @@ def test_run_prints_the_certificate(
     policy = tmp_path / "noised.toml"
     policy.write_text(
         f'mode = "{mode}"\n[remote]\nname = "default"\n[noise]\nadjacency = 2\nsigma = 0.005\nsubject = "cli"\n'
-        "budget_epsilon = 1e12\n[sampling]\nmax_new_tokens = 4\n"
+        "budget_epsilon = 1e12\n" + ("[sampling]\nmax_new_tokens = 4\n" if mode in STATED_MODES else "")
     )
     asked = ("run", "--policy", policy, "--private-text", "Where is Ana?")
     ran = command(*asked, "--json", home=pair.device, transport=transport)
@@ -292,5 +379,7 @@ def test_run_prints_the_certificate(
     stated = json.loads(ran.out)["certificate"]
     assert stated["verdict"] == "formally meaningless, empirical only"
     assert stated["sentence"].count("epsilon") == 1
+    if mode not in STATED_MODES:
+        return
     refused = command(*asked, "--seed", "4", home=pair.device, transport=transport)
     assert refused.is_refusal("usage", 2, "[sampling]")

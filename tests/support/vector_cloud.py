@@ -12,16 +12,18 @@ from splitinfer.attestation.keyset import ReplicaKeys
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud import CloudService, service
-from splitinfer.errors import SplitInferError
+from splitinfer.errors import SplitInferError, TransportError
 from splitinfer.handoff import Numerics, Route
 from splitinfer.receive.reading import read_head
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.receive.tokens import TokenSink
 from splitinfer.sealing.heads import RequestHead
+from splitinfer.sealing.stream import TAG_BYTES
 from splitinfer.sealing.transfer import TransferKeys
 from tests.support.growing import grown
 from tests.support.vectors import (
     BytesSource,
+    LostSource,
     Vector,
     VectorRecipient,
     WatchedSink,
@@ -31,6 +33,8 @@ from tests.support.vectors import (
     receive_request,
     replica_keys,
 )
+
+_ROUTES = {"prefill": Route.PREFILL, "decode": Route.DECODE}
 
 
 class ScriptedEngine:
@@ -112,11 +116,20 @@ class VectorCloud:
 
     def reply(self, vector: Vector) -> bytes:
         """Return the whole reply, or raise what the cloud raises."""
-        route = Route.PREFILL if vector.says["route"] == "prefill" else Route.DECODE
+        routes = {"state.bin": Route.STATE, "resume.bin": Route.RESUME}
+        route = routes.get(vector.says["file"]) or _ROUTES[vector.says["route"]]
         answer = self._service.handle(route, BytesSource(vector.data))
         data = b"".join(bytes(piece) for piece in answer.body)
         assert len(data) == answer.body_bytes
         return data
+
+    def lose(self, vector: Vector, *, came: int) -> None:
+        """Read a request whose connection is lost once so many of its chunks had come."""
+        head = read_head(BytesSource(vector.data))
+        chunk_bytes = RequestHead.model_validate_json(head).manifest.chunk_bytes
+        data = vector.data[: 4 + len(head) + came * (chunk_bytes + TAG_BYTES)]
+        with pytest.raises(TransportError):
+            self._service.handle(_ROUTES[vector.says["route"]], LostSource(data))
 
 
 def open_answer(vector: Vector, data: bytes) -> OpenedReply:
@@ -125,7 +138,8 @@ def open_answer(vector: Vector, data: bytes) -> OpenedReply:
     transfer_id, content_key = bytes.fromhex(head.manifest.transfer_id), bytes.fromhex(vector.says["content_key"])
     keys = TransferKeys(transfer_id, content_key, head.manifest.digest)
     sealed = vector.says.get("sealed_manifest_sha256", "0" * 64)
-    sent = SentRequest(keys, sealed, bytes.fromhex(context()["receipt_public_key"]), len(context()["token_ids"]))
+    receipt_key, tokens = bytes.fromhex(context()["receipt_public_key"]), len(context()["token_ids"])
+    sent = SentRequest(keys, sealed, receipt_key, tokens, vector.says.get("base_tokens", 0))
     return open_reply(BytesSource(data), sent, expectations(vector.says["layout"]))
 
 

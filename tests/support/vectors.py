@@ -16,12 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from splitinfer import codec, schedule
 from splitinfer.attestation.keyset import Keyset, ReplicaKeys
 from splitinfer.attestation.sender import sender_id
+from splitinfer.errors import TransportError
 from splitinfer.handoff import CacheLayout, ModelIdentity, VerifiedTransfer
 from splitinfer.receive.expectations import Expectations, check_request
 from splitinfer.receive.intake import open_request
 from splitinfer.receive.recipient import NonceTable, TransferTable
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
-from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink
+from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink, slab_tokens
 from splitinfer.sealing.heads import PublicManifest
 from splitinfer.sealing.keys import KemKey
 from splitinfer.sealing.manifest import CacheWire, RequestManifest, ResponseManifest
@@ -129,6 +130,28 @@ class WatchedSink:
         self.is_wiped = not any(any(memory) for memory in self._lent)
 
 
+class NoContents:
+    """The sink of a request without contents."""
+
+    def slab(self) -> memoryview:
+        raise AssertionError("there is no slab")
+
+    def finish(self) -> tuple[int, ...]:
+        return ()
+
+    def wipe(self) -> None:
+        return
+
+
+class LostSource(BytesSource):
+    """Bytes of which the connection is lost after the last."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        if count := super().readinto(buffer):
+            return count
+        raise TransportError("the connection was lost")
+
+
 def replica_keys() -> ReplicaKeys:
     """Return the one keyset of the vectors with its private keys."""
     shared, issued = context(), derivation("keyset")
@@ -178,7 +201,11 @@ def receive_request(vector: Vector, recipient: VectorRecipient, sinks: list[Watc
     if manifest.kind == "decode":
         sinks.append(cache_sink(expected.layout, manifest, manifest.tokens.true))
         return opened.receive(sinks[-1], sinks[-1].sizes(), data_bytes=sinks[-1].size_bytes)
-    true, padded = manifest.tokens.true, manifest.tokens.padded
+    if manifest.kind == "close":
+        sinks.append(WatchedSink(NoContents()))
+        return opened.receive(sinks[-1], iter(()), data_bytes=0)
+    base = 0 if manifest.public else manifest.session.base_tokens
+    true, padded = manifest.tokens.true - base, slab_tokens(manifest)
     sinks.append(WatchedSink(TokenSink(true_tokens=true, padded_tokens=padded, vocabulary=expected.vocabulary)))
     size = padded * TOKEN_BYTES
     return opened.receive(sinks[-1], iter([size]), data_bytes=size)

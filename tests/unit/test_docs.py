@@ -25,7 +25,7 @@ from trust_models.schema import _MAX_VERIFY_ROWS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 TOP_FOLDERS = ("splitinfer", "server", "trust_models", "tests", "docs", "benchmarks", "tools", "examples")
-FUTURE_WORDS = ("noised-prefill", "homomorphic", "masked")
+FUTURE_WORDS = ("attested",)
 MACHINE_PATHS = re.compile(r"(?<![\w.~$])/(work|tmp|root|home|Users|mnt)/")
 FOLDERS = "|".join(TOP_FOLDERS)
 PATHS = re.compile(rf"(?<![\w./~-])((?:{FOLDERS})/(?:[\w./-]*\w\.(?:py|md|toml|json)\b|(?:[\w.-]+/)*(?=`)))")

@@ -10,16 +10,22 @@ from splitinfer import codec
 from splitinfer.attestation.appraise import appraise
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.errors import ModelMismatchError, SplitInferError, error_for_code
+from splitinfer.receive.reading import read_head
 from splitinfer.receive.replies import OpenedReply
+from splitinfer.receive.resuming import open_state_answer
+from splitinfer.sealing.resume import StateQuery
 from tests.support.vector_cloud import VectorCloud, open_answer, sealed_refusal, watch_sinks
 from tests.support.vector_device import VectorDevice
 from tests.support.vectors import (
+    BytesSource,
     Vector,
     VectorRecipient,
     VectorSeen,
     WatchedSink,
     all_vectors,
+    cache_sink,
     context,
+    expectations,
     find_vector,
     open_vector_reply,
     receive_cache,
@@ -73,8 +79,10 @@ def test_honest_request_is_accepted(vector: Vector) -> None:
     sinks: list[WatchedSink] = []
     verified = receive_request(vector, _recipient(vector), sinks)
     assert [sink.is_finished for sink in sinks] == [True]
-    if vector.says["route"] == "prefill":
-        assert list(verified.payload) == context()["token_ids"]
+    if vector.says.get("asks") == "close":
+        assert verified.payload == ()
+    elif vector.says["route"] == "prefill":
+        assert list(verified.payload) == context()["token_ids"][vector.says.get("base_tokens", 0) :]
     else:
         assert _cache_hex(verified.payload) == context()["cache_hex"][vector.says["layout"]]
 
@@ -92,12 +100,17 @@ def test_changed_request_is_refused(vector: Vector) -> None:
 
 @pytest.mark.parametrize("vector", _parameters("request.bin", honest=True))
 def test_honest_request_is_answered_by_the_whole_cloud(vector: Vector) -> None:
-    cloud = VectorCloud(vector)
+    cloud, asks = VectorCloud(vector), vector.says.get("asks") or vector.says["route"]
+    if vector.says["first"]:
+        cloud.reply(find_vector(vector.says["first"]))
+    done, base = len(cloud.engine.calls), vector.says.get("base_tokens", 0)
     reply = open_answer(vector, cloud.reply(vector))
-    assert reply.manifest.kind == {"prefill": "cache", "decode": "tokens"}[vector.says["route"]]
-    assert cloud.engine.calls == {"prefill": ["start_prefill"], "decode": ["decode"]}[vector.says["route"]]
-    if vector.says["route"] == "prefill":
-        assert cloud.engine.arguments == [(tuple(context()["token_ids"]), [(0, 16), (16, 21)], 64)]
+    assert reply.manifest.kind == {"prefill": "cache", "decode": "tokens", "close": "closed"}[asks]
+    assert cloud.engine.calls[done:] == {"prefill": ["start_prefill"], "decode": ["decode"], "close": []}[asks]
+    if asks == "prefill":
+        # Zeros stand for the ids of what is held, whose rows are not computed again.
+        token_ids = (0,) * base + tuple(context()["token_ids"][base:])
+        assert cloud.engine.arguments[done:] == [(token_ids, [(base, 16), (16, 21)], base + 64)]
 
 
 @pytest.mark.parametrize("vector", _parameters("request.bin", honest=False))
@@ -115,6 +128,46 @@ def test_changed_request_is_refused_by_the_whole_cloud(vector: Vector, monkeypat
     assert is_sealed == (vector.says["check"] > 10) or vector.says["check"] <= 2 or _ends_in_the_head(vector)
     assert cloud.engine.calls[done:] == []
     _require_wiped(sinks)
+
+
+def _received(request: Vector, reply: OpenedReply) -> object:
+    sink = cache_sink(expectations(request.says["layout"]).layout, reply.manifest, len(context()["token_ids"]))
+    return reply.receive_cache(sink, sink.sizes(), data_bytes=sink.size_bytes, check_receipt=lambda _: None).payload
+
+
+def _lost(vector: Vector) -> tuple[VectorCloud, Vector]:
+    """Return a cloud that lost the connection of the request that a call of section 21 is about, and the request."""
+    cloud, request = VectorCloud(vector), find_vector(vector.says["first"])
+    cloud.lose(request, came=vector.says["came"])
+    return cloud, request
+
+
+@pytest.mark.parametrize("vector", _parameters("state.bin", honest=True))
+def test_honest_state_query_is_answered(vector: Vector) -> None:
+    cloud, _ = _lost(vector)
+    query = StateQuery.model_validate_json(read_head(BytesSource(vector.data)))
+    key = bytes.fromhex(context()["receipt_public_key"])
+    body = open_state_answer(cloud.reply(vector), query=query, receipt_public_key=key)
+    assert (body.state, body.request_chunks) == ("open", vector.says["came"])
+
+
+@pytest.mark.parametrize("vector", _parameters("resume.bin", honest=True))
+def test_honest_resume_gets_the_reply_of_the_whole_request(vector: Vector) -> None:
+    cloud, request = _lost(vector)
+    reply = open_answer(request, cloud.reply(vector))
+    assert _cache_hex(_received(request, reply)) == context()["cache_hex"]["full"]
+    assert cloud.engine.calls == ["start_prefill"]
+
+
+@pytest.mark.parametrize("vector", [*_parameters("state.bin", honest=False), *_parameters("resume.bin", honest=False)])
+def test_changed_call_about_a_lost_transfer_is_refused(vector: Vector) -> None:
+    cloud, request = _lost(vector)
+    try:
+        error: SplitInferError = sealed_refusal(request, cloud.reply(vector))
+    except SplitInferError as raised:
+        error = raised
+    assert type(error) is _error(vector)
+    assert cloud.engine.calls == []
 
 
 def _ends_in_the_head(vector: Vector) -> bool:

@@ -8,10 +8,50 @@ import reference as ref
 from cases_honest import DECODE, PREFILL
 from reference import Json
 from vector import Vector
-from world import TRUE_TOKENS
+from world import NOW, OTHER_SERVER_NONCE, OTHER_TRANSFER_ID, PADDED_TOKENS, SERVER_NONCE, TOKEN_IDS, TRUE_TOKENS
 
 PARENT = ref.sha256(b"parent").hex()
 LATER: Json = {"turn": 1, "parent_root": PARENT, "base_tokens": 5}
+
+CLOSE = replace(
+    PREFILL, sealed={"kind": "close", "tokens": {"true": 1, "padded": PADDED_TOKENS}, "steps": []}, contents=b""
+)
+KEPT = replace(PREFILL, sealed={"session": {"keep": True}})
+SECOND = replace(
+    PREFILL,
+    public={"transfer_id": OTHER_TRANSFER_ID.hex()},
+    head={"server_nonce": OTHER_SERVER_NONCE.hex()},
+    sealed={
+        "session": {"turn": 1, "parent_root": ref.ciphertext_root(KEPT.chunks()).hex(), "base_tokens": 5},
+        "tokens": {"padded": 5 + PADDED_TOKENS},
+        "steps": [[5, 16], [16, TRUE_TOKENS]],
+    },
+    contents=ref.token_slab(TOKEN_IDS[5:], PADDED_TOKENS),
+)
+NONCES: Json = {SERVER_NONCE.hex(): NOW, OTHER_SERVER_NONCE.hex(): NOW}
+
+HONEST = [
+    Vector(
+        None,
+        "close-request",
+        CLOSE,
+        "A session ends: no contents, and a receipt alone comes back; accepted, whether or not something is held.",
+        state={"asks": "close"},
+    ),
+    Vector(
+        None,
+        "prefill-request-kept",
+        KEPT,
+        "A first turn whose cache may be kept for the next; accepted.",
+    ),
+    Vector(
+        None,
+        "prefill-request-second-turn",
+        SECOND,
+        "The turn after it, on the first 5 tokens of what is held: the ids of the others alone; accepted.",
+        state={"first": "0000-honest-prefill-request-kept", "nonces": NONCES, "base_tokens": 5},
+    ),
+]
 
 LAYOUT = [
     Vector(
@@ -67,4 +107,27 @@ SESSION = [
     ),
 ]
 
-VECTORS = [*LAYOUT, *SESSION]
+AFTER_A_TURN = [
+    Vector(
+        16,
+        "second-turn-after-another-parent",
+        replace(SECOND, sealed={**SECOND.sealed, "session": {**SECOND.sealed["session"], "parent_root": PARENT}}),
+        "A turn that goes on from another request than the one whose cache is held.",
+        state={"first": "0000-honest-prefill-request-kept", "nonces": NONCES},
+        is_whole=True,
+    ),
+    Vector(
+        16,
+        "second-turn-of-another-session",
+        replace(
+            SECOND,
+            sealed={**SECOND.sealed, "session": {**SECOND.sealed["session"], "session_id": "0" * 32}},
+        ),
+        "The parent of one session under the name of another, of which nothing is held.",
+        state={"first": "0000-honest-prefill-request-kept", "nonces": NONCES},
+        error="session_lost",
+        is_whole=True,
+    ),
+]
+
+VECTORS = [*HONEST, *LAYOUT, *SESSION, *AFTER_A_TURN]

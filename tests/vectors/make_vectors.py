@@ -24,6 +24,7 @@ import cases_layout
 import cases_manifest
 import cases_recipient
 import cases_reply
+import cases_resume
 import cases_turns
 from derived import derivations
 from reference import Json
@@ -42,6 +43,7 @@ PARTS = (
     cases_reply,
     cases_layout,
     cases_turns,
+    cases_resume,
     cases_artefact,
 )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import reference as ref
 import world
 from reference import Json
-from world import KeysetCase, ReplyCase, RequestCase, Wraps
+from world import KeysetCase, ReplyCase, RequestCase, ResumeCase, Wraps
 
 ERRORS = {
     0: "recipient_mismatch",
@@ -42,7 +42,7 @@ class Vector:
 
     check: int | None
     slug: str
-    case: RequestCase | ReplyCase | KeysetCase
+    case: RequestCase | ReplyCase | KeysetCase | ResumeCase
     sentence: str
     now: int = world.NOW
     state: Json = field(default_factory=dict)
@@ -52,10 +52,12 @@ class Vector:
 
     @property
     def side(self) -> str:
-        return "cloud" if isinstance(self.case, RequestCase) else "device"
+        return "cloud" if isinstance(self.case, RequestCase | ResumeCase) else "device"
 
     @property
     def file_name(self) -> str:
+        if isinstance(self.case, ResumeCase):
+            return f"{self.case.kind}.bin"
         names = {RequestCase: "request.bin", ReplyCase: "reply.bin", KeysetCase: "keyset.bin"}
         return names[type(self.case)]
 
@@ -80,6 +82,10 @@ class Vector:
         if isinstance(self.case, KeysetCase):
             seen: Json = {"epochs": {}, "generations": {}}
             return {"seen": world.merged(seen, self.state)}
+        if isinstance(self.case, ResumeCase):
+            nonces = {world.SERVER_NONCE.hex(): world.NOW, world.OTHER_SERVER_NONCE.hex(): world.NOW}
+            state = {"nonces": nonces, "first": "0000-honest-prefill-request", "came": self.case.came}
+            return {"layout": self.case.request.layout, **world.merged(state, self.state)}
         if isinstance(self.case, RequestCase):
             state: Json = {"nonces": {world.SERVER_NONCE.hex(): world.NOW}, "first": None}
             state = world.merged(state, self.state)

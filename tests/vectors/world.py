@@ -352,6 +352,42 @@ class RequestCase:
         return self.change_body(ref.prefixed(self.encode_head(head)) + b"".join(chunks))
 
 
+@dataclass(frozen=True)
+class ResumeCase:
+    """A call of section 21 about a request, and what is changed in its head: before signing, or `after`.
+
+    `came` chunks of the request had come when its connection was lost; a resume carries those from `sent_from` on.
+    """
+
+    kind: str
+    request: RequestCase = field(default_factory=RequestCase)
+    came: int = 1
+    sent_from: int = 1
+    head: Json = field(default_factory=dict)
+    after: Json = field(default_factory=dict)
+    purpose: str = ""
+    key: Ed25519PrivateKey = DEVICE
+    change_chunks: Callable[[Chunks], Chunks] = list
+
+    def body(self, _wraps: Wraps) -> bytes:
+        honest = {
+            "version": 1,
+            "transfer_id": self.request.public_manifest()["transfer_id"],
+            "manifest_sha256": self.request.manifest_digest.hex(),
+            "keyset_digest": KEYSET_DIGEST.hex(),
+            "sender_id": ref.sender_id(KEYSET_DIGEST, ref.public(DEVICE)),
+            "server_nonce": OTHER_SERVER_NONCE.hex(),
+            "signature": "0" * 128,
+        }
+        if self.kind == "resume":
+            honest |= {"request_from": self.sent_from, "reply_from": 0}
+        head = merged(honest, self.head)
+        signature = ref.sign(self.key, self.purpose or f"transfer-{self.kind}", ref.canonical(head))
+        head = merged({**head, "signature": signature.hex()}, self.after)
+        chunks = self.change_chunks(self.request.chunks()[self.sent_from :]) if self.kind == "resume" else []
+        return ref.prefixed(ref.canonical(head)) + b"".join(chunks)
+
+
 # --- replies --------------------------------------------------------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ def test_a_replicas_keyset_is_appraised(deployment: Deployment) -> None:
     assert recipient.receipt_public_key == keys.receipt.public_key().public_bytes_raw()
     assert recipient.server_nonce == NONCE
     assert recipient.not_after == keys.keyset.not_after
-    assert recipient.capabilities == ("decode", "prefill")
+    assert recipient.capabilities == ("decode", "prefill", "rounds")
 
 
 def test_two_live_replicas_of_one_identity_are_accepted_in_turns(deployment: Deployment) -> None:

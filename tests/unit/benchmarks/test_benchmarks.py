@@ -23,6 +23,7 @@ SCRIPTS = [
     pytest.param("second_question", marks=pytest.mark.slow),
     pytest.param("loss", marks=pytest.mark.slow),
     pytest.param("transform_codec", marks=pytest.mark.slow),
+    pytest.param("streaming", marks=pytest.mark.slow),
 ]
 LOSS = {
     "prompt_tokens": 512,
@@ -31,10 +32,8 @@ LOSS = {
         {"codec": "q8", "times_smaller_padded": 1.9, "kl_nats": 1e-5, "top1_agreement": 0.99},
     ],
 }
-STREAMING = {
-    "direction": "receive",
-    "events": [{"seconds": 0.1, "kind": "computed", "layer": 0}, {"seconds": 0.2, "kind": "received", "layer": 0}],
-}
+LINE = {"prefill_over": 1.0, "first_token": 2.0, "wire": [[0.5, 1000], [1.5, 2000]]}
+STREAMING = {"timelines": [{"direction": "up", "share": 0.8, "sequential": LINE, "streamed": LINE}]}
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

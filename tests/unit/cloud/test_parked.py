@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -386,6 +387,40 @@ def test_a_connection_that_is_still_served_is_busy(monkeypatch: pytest.MonkeyPat
     finally:
         go.set()
         thread.join(30)
+
+
+def test_of_one_device_one_query_waits_and_the_others_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitinfer.cloud.parked._STATE_WAIT_SECONDS", 60.0)
+    scene = Scene()
+    sent, go, served = scene.seal(), threading.Event(), threading.Event()
+    opened = open_request(Losing(sent.data[: sent.head_bytes]), scene.pair.recipient)
+
+    def held() -> CloudReply:
+        served.set()
+        go.wait(60)
+        opened.manifest()
+        return CloudReply(0, iter([]))
+
+    def run() -> None:
+        answer: Any = SimpleNamespace(was_refused=False, wipe=lambda: None)
+        with pytest.raises(TransportError):
+            scene.parking.begin(opened, answer, held)
+
+    key, answers = key_of(opened), list[str]()
+    threads = [threading.Thread(target=run)]
+    threads += [threading.Thread(target=lambda: answers.append(scene.parking.state(key)[0])) for _ in range(3)]
+    threads[0].start()
+    assert served.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while len(answers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert answers == ["busy", "busy"]
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert answers == ["busy", "busy", "open"]
 
 
 # --- what is given up is wiped ----------------------------------------------------------------------------------

@@ -166,6 +166,17 @@ def test_sessions_stay_within_their_bytes(clock: Clock) -> None:
     assert [is_wiped(snapshot) for snapshot in snapshots] == [True, False, False]
 
 
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_a_device_that_opens_many_sessions_pushes_out_its_own(clock: Clock, is_counted: bool) -> None:
+    size = memory_bytes(normal(LAYOUT, 20))
+    sessions = sessions_of(clock, **({"max_sessions": 3} if is_counted else {"max_bytes": 3 * size}))
+    victim = kept(sessions, OTHER)
+    for number in range(8):
+        kept(sessions, session_id=f"{number:032x}")
+    assert not is_wiped(victim)
+    assert second(sessions, OTHER).base is victim
+
+
 @pytest.mark.parametrize("limits", [{"max_bytes": 10}, {"max_sessions": 0}])
 def test_what_has_no_room_stays_the_callers(clock: Clock, limits: dict[str, int]) -> None:
     sessions = sessions_of(clock, **limits)

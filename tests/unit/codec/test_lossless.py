@@ -39,8 +39,9 @@ def as_bytes(rows: torch.Tensor) -> bytes:
 def test_planes_give_the_words_back(words: np.ndarray) -> None:
     planes = np.empty((words.itemsize, words.size), dtype=np.uint8)
     turned, back = words.copy(), np.empty_like(words)
-    split(turned, planes)
-    join([*planes], back)
+    spare = np.empty_like(words)
+    split(turned, planes, spare)
+    join(planes, back, spare)
     assert np.array_equal(back, words)
 
 
@@ -50,7 +51,7 @@ def test_the_top_plane_is_the_exponent(dtype: str) -> None:
     kind = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}[values.itemsize]
     words = values.view(kind[0]).numpy().view(kind[1]).copy()
     planes = np.empty((words.itemsize, words.size), dtype=np.uint8)
-    split(words, planes)
+    split(words, planes, np.empty_like(words))
     assert planes[-1].tolist() == [127, 127, 127, 129, 0]
 
 

@@ -197,6 +197,12 @@ def place(**session: object) -> SessionWire:
     return SessionWire(**fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("session", [{"turn": 1, "base_tokens": 40, "parent_root": PARENT}, {"keep": True}], ids=str)
+def test_a_prompt_of_rows_stands_in_no_session(session: dict[str, object]) -> None:
+    with pytest.raises(ReplayError):
+        check_request(request_manifest("rows", session=place(**session)), EXPECTED)
+
+
 @pytest.mark.parametrize(
     "session",
     [

@@ -120,6 +120,18 @@ def test_a_full_table_forgets_only_what_expired(clock: Clock, monkeypatch: pytes
             table.begin(b"device", name, expires_at=NOW + 40)
 
 
+def test_a_sender_that_fills_its_share_keeps_no_other_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipient, "MAX_SENDER_TRANSFERS", 3)
+    table = TransferTable(clock=clock)
+    for number in range(3):
+        table.begin(b"device", str(number), expires_at=NOW + 10)
+    with pytest.raises(LimitExceededError):
+        table.begin(b"device", "3", expires_at=NOW + 10)
+    table.begin(b"another", "0", expires_at=NOW + 10)
+    clock.seconds += 10
+    table.begin(b"device", "3", expires_at=NOW + 20)
+
+
 def test_nothing_is_forgotten_before_it_expires(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipient, "MAX_TRANSFERS", 8)
     table = TransferTable(clock=clock)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitinfer.errors import LayoutMismatchError
-from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink, token_slab
+from splitinfer.receive.tokens import TOKEN_BYTES, RowSink, TokenSink, token_slab
 from splitinfer.schedule import pad_tokens
 
 
@@ -63,3 +63,16 @@ def test_a_refused_slab_is_overwritten() -> None:
 def test_a_sink_shows_no_ids() -> None:
     sink = filled(token_slab((54321,), padded_tokens=64), true_tokens=1, vocabulary=2**17)
     assert "54321" not in repr(sink)
+
+
+@given(rows=st.lists(st.binary(min_size=6, max_size=6), min_size=1, max_size=20), at=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=30)
+def test_rows_come_back_and_padding_that_is_not_zero_is_refused(rows: list[bytes], at: int) -> None:
+    sink = RowSink(true_tokens=len(rows), padded_tokens=64, row_bytes=6)
+    sink.slab()[:] = b"".join(rows).ljust(64 * 6, b"\0")
+    assert sink.finish() == b"".join(rows)
+    assert not any(sink.slab())
+    used = 6 * len(rows)
+    sink.slab()[used + at % (64 * 6 - used)] = 1
+    with pytest.raises(LayoutMismatchError):
+        sink.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -172,6 +173,47 @@ def test_transfers_above_the_limit_are_refused_at_once_and_keysets_are_not() -> 
         assert len(read_all(held)) == 20
         for _ in range(20):
             assert len(read_all(HttpTransport(door.url).exchange(released(command("make 1"))))) == 1
+
+
+@pytest.mark.parametrize("start", [b"", b"\0", b"\0\0\x40\0" + b"{" * 16_000])
+@pytest.mark.parametrize("path", ["/v1/prefill", "/v1/transfers/state"])
+def test_half_a_head_takes_no_slot(start: bytes, path: str) -> None:
+    with served(EchoCloud(), max_transfers=1) as door, contextlib.ExitStack() as opened:
+        for _ in range(20):
+            connection = opened.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+            declared = 4000 if path.endswith("state") else 100_000
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {declared}\r\n\r\n"
+            connection.sendall(head.encode() + start[: declared - 1])
+        time.sleep(0.3)
+        status, _, _ = parts(raw_request(door.port, post(command("make 1"), path=path)))
+        assert status == 200
+
+
+def test_a_door_that_drains_while_a_head_is_awaited_refuses() -> None:
+    app = create_app(EchoCloud(), ServerSettings())
+
+    async def ask() -> int:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            app.state.door.is_draining = True
+            return {"type": "http.request", "body": command("make 1"), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-length", str(len(command("make 1"))).encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/prefill", "headers": headers, "query_string": b""}
+        await app(scope, receive, send)
+        return int(sent[0]["status"])
+
+    assert asyncio.run(ask()) == 503
+
+
+def test_silence_within_the_head_of_a_body_is_a_timeout() -> None:
+    with served(EchoCloud(), read_timeout_seconds=0.3) as door:
+        status, _, body = parts(raw_request(door.port, post(b"\0\0\x10\0" + b"x" * 100)[:-50]))
+        assert (status, json.loads(body)["code"]) == (408, "transport_timeout")
 
 
 def test_silence_within_the_body_is_a_timeout() -> None:

@@ -37,6 +37,6 @@ def test_noised_modes_tell_what_the_cloud_reads_through_noise_and_what_in_clear(
         assert row.decode == "device" or "answer in clear" in row.cloud_reads
 
 
-def test_whatever_crosses_is_sealed() -> None:
+def test_whatever_crosses_is_protected() -> None:
     for row in MODES.values():
-        assert (row.protection == "sealed") == (row.crosses != "nothing")
+        assert (row.protection != "none") == (row.crosses != "nothing")

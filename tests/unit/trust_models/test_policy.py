@@ -24,6 +24,7 @@ from trust_models.policy import (
 
 HEX = "ab" * 32
 REMOTE = '[remote]\nname = "default"\n'
+HE = f'mode = "homomorphic"\n{REMOTE}'
 PUBLIC = 'mode = "public-prefix"\n'
 SEALED = 'mode = "sealed-prefill"\n'
 INLINE = f'{SEALED}[remote]\nidentity_sha256 = "{HEX}"\n'
@@ -111,13 +112,26 @@ REFUSED = [
     ("huge number", "[transfer]\nchunk_tokens = " + "9" * 5000, "is not TOML", "write"),
     ("missing mode", REMOTE, "mode is missing", "sealed-decode"),
     ("mode below a section", f'{REMOTE}mode = "local"', "mode is missing", "above the first [section]"),
-    ("future mode", 'mode = "masked"', "'masked' is not known", "public-prefix"),
+    ("future mode", 'mode = "enclave-decode"', "'enclave-decode' is not known", "public-prefix"),
     ("mode of a wrong type", "mode = 3", "mode has the wrong type", "in quotes"),
     ("misspelt section", f"{PUBLIC}{REMOTE}[transfr]\n", "unknown key 'transfr'", "write transfer"),
     ("misspelt key", f"{PUBLIC}{REMOTE}[transfer]\nverify_row = 3", "'verify_row' in [transfer]", "write verify_rows"),
     ("misspelt table of rules", f'{PUBLIC}{REMOTE}[[segments.rules]]\nsource = "a"', "'rules'", "write rule"),
     ("key at the wrong place", f'codec = "raw"\n{PUBLIC}{REMOTE}', "'codec' at the top", "move it to [transfer]"),
-    ("future section", f"{PUBLIC}{REMOTE}[masks]\ncount = 1", "unknown key 'masks'", "the nearest known key is"),
+    ("future section", f"{PUBLIC}{REMOTE}[enclave]\ncount = 1", "unknown key 'enclave'", "the nearest known key is"),
+    ("rules of another mode", f"{PUBLIC}{REMOTE}[homomorphic]\nprofile = 'fast'", "encrypts nothing", "leave [homo"),
+    ("masks of another mode", f"{PUBLIC}{REMOTE}[masked]\nreserve = 4", "uses no masks", "leave [masked] out"),
+    ("unknown profile", f"{HE}[homomorphic]\nprofile = 'quick'", "homomorphic.profile = 'quick'", "balanced"),
+    ("prompt bound", f"{HE}[homomorphic]\nmax_prompt_tokens = 1", "max_prompt_tokens is outside", "write 64"),
+    ("codec of no cache", f"{HE}[transfer]\ncodec = 'q8'", "sends no packed cache", "leave transfer.codec out"),
+    (
+        "device without matrices that takes over",
+        f"{HE}[homomorphic]\nlinear = 'cloud'\n[fallback]\non_remote_failure = 'local'",
+        "cannot take over",
+        'write on_remote_failure = "refuse"',
+    ),
+    ("no reserve", f'mode = "masked"\n{REMOTE}[masked]\nreserve = 0', "masked.reserve is outside", "write 8"),
+    ("small pool", f'mode = "masked"\n{REMOTE}[masked]\nmax_bytes = 9', "masked.max_bytes is below", "larger"),
     ("future codec", f'{PUBLIC}{REMOTE}[transfer]\ncodec = "q2"', "transfer.codec = 'q2' is not known", "lossless"),
     ("floor of an exact codec", f"{PUBLIC}{REMOTE}[transfer]\nmax_kl = 0.1", "loses nothing", "leave max_kl out"),
     ("floor of nothing", f'{SEALED}{REMOTE}[transfer]\ncodec = "q8"\nmax_kl = 0.0', "max_kl", "write 0.001"),
@@ -249,6 +263,12 @@ REFUSED = [
     ("unknown mechanism", f"{NOISED}{REMOTE}{_noise(mechanism=quoted('laplace'))}", "'laplace'", "embedding"),
     ("unknown afterwork", f"{NOISED}{REMOTE}{_noise(post=quoted('round'))}", "'round'", "posterior"),
     ("empty first token", f"{NOISED}{REMOTE}{_noise(first_token_text=quoted(''))}", "first_token_text", "public text"),
+    (
+        "first token of a device that decodes",
+        f"{NOISED.replace('decode', 'prefill')}{REMOTE}{_noise(first_token_text=quoted('>'))}",
+        "feeds the first token on the device",
+        "leave noise.first_token_text out",
+    ),
     ("no new tokens", f"{NOISED}{REMOTE}{NOISE}[sampling]\nmax_new_tokens = 0", "max_new_tokens", "write a number"),
     ("cold", f"{NOISED}{REMOTE}{NOISE}[sampling]\ntemperature = -1.0", "temperature", "temperature = 0.0"),
     ("negative seed", f"{NOISED}{REMOTE}{NOISE}[sampling]\nseed = -1", "seed", "any seed from 0 on"),
@@ -326,8 +346,8 @@ def test_builtin_name_wins_over_a_file_of_that_name(tmp_path: Path, monkeypatch:
 
 
 def test_future_mode_is_no_builtin() -> None:
-    with pytest.raises(PolicyError, match="neither a built-in policy nor a file 'homomorphic'"):
-        resolve("homomorphic")
+    with pytest.raises(PolicyError, match="neither a built-in policy nor a file 'enclave-decode'"):
+        resolve("enclave-decode")
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_check_takes_files_only() -> None:
 @pytest.mark.parametrize("command", ["show", "explain", "check"])
 def test_unusable_file_is_a_policy_error(command: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
-    path.write_text('mode = "masked"')
-    with pytest.raises(PolicyError, match="'masked' is not known") as refused:
+    path.write_text('mode = "enclave-decode"')
+    with pytest.raises(PolicyError, match="'enclave-decode' is not known") as refused:
         _run(command, str(path))
     assert refused.value.exit_code == 3

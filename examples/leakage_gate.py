@@ -1,0 +1,19 @@
+"""Let a pipeline fail where a policy gives away more than a ceiling.
+
+One command does the same:
+
+splitinfer evaluate policy.toml --seat network --fail-above personal_data=0.01 --fail-above confirmation=0.05
+"""
+
+from __future__ import annotations
+
+import sys
+
+from splitinfer.cli.main import main
+
+CEILINGS = ("personal_data=0.01", "confirmation=0.05")
+
+if __name__ == "__main__":
+    policies = sys.argv[1:] or ["public-prefix"]
+    gates = [word for ceiling in CEILINGS for word in ("--fail-above", ceiling)]
+    sys.exit(main(["evaluate", *policies, "--prompts", "8", *gates]))

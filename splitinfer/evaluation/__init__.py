@@ -1,0 +1,1 @@
+"""Attacks, utility, audits, cost, reports: what a policy really gives away. Imports the product, never the reverse."""

@@ -1,0 +1,228 @@
+"""What each seat really sees of a run: policy and prompt -> the answer and one `Exposure` a seat.
+
+Evaluation. The product's own session runs the prompt against its own cloud, in one process and in scratch folders; the
+adversaries are those of `seats`. A policy's remote is replaced by that cloud; all else of the policy is in force.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+from splitinfer.answer import Answer
+from splitinfer.cache.snapshot import CacheSnapshot
+from splitinfer.evaluation.attacks.observed import CapturedCache
+from splitinfer.evaluation.attacks.traffic import Transcript
+from splitinfer.evaluation.metrics import Cost
+from splitinfer.evaluation.prompts import EvaluationPrompt
+from splitinfer.evaluation.scratch import Scratch
+from splitinfer.evaluation.seats import CuriousCloud, Handed, WatchedCloud
+from splitinfer.handoff import PromptTokens, SamplingParams
+from splitinfer.model.engine import Engine
+from splitinfer.noise.certificate import Certificate
+from splitinfer.noised import with_public_end
+from splitinfer.session import Session
+from splitinfer.transport.memory import MemoryTransport
+from trust_models.modes import MODES, TrustMode
+from trust_models.policy import Policy
+from trust_models.policy import Remote as RemoteSection
+
+__all__ = ["Captured", "Exposure", "Seat", "Stage", "private_positions"]
+
+_ANY_EPSILON = 1e12
+
+
+class Seat(StrEnum):
+    """Where an adversary sits."""
+
+    NETWORK = "network"
+    RECIPIENT = "recipient"
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What one seat saw of one run: ids in clear by position, a cache, traffic. Nothing else may reach an attack.
+
+    `tokens` is None where not even the prompt's length was seen. `public` is granted to every seat: public text and the
+    template by position, which anybody may have. `answered` are the ids of an answer that the seat itself decoded.
+    `embeddings` are noised inputs [tokens, hidden] where those were seen; `noise_sigma` is the standard deviation that
+    the policy publishes, None without noise, and `noise_post` what was done to the noised rows.
+    `opaque_bytes` counts, by kind, what was seen and is kept from the seat by design.
+    """
+
+    seat: Seat
+    in_clear: dict[int, int] = field(repr=False)
+    public: dict[int, int] = field(default_factory=dict, repr=False)
+    answered: tuple[int, ...] = field(default=(), repr=False)
+    cache: CapturedCache | None = None
+    snapshot: CacheSnapshot | None = field(default=None, repr=False)
+    transcript: Transcript | None = None
+    tokens: int | None = None
+    embeddings: torch.Tensor | None = field(default=None, repr=False)
+    noise_sigma: float | None = None
+    noise_post: str = "none"
+    opaque_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def likely_sigma(self) -> float | None:
+        """Return the deviation at which a row of the table explains what was seen; None without noise.
+
+        Where the nearest row was released in a noised one's place, row j comes from row i with the chance that noise
+        carries i past the middle, about exp(-|i - j|^2 / 8 sigma^2): a density of twice the deviation.
+        """
+        doubled = 2.0 if self.noise_post == "nearest" else 1.0
+        return None if self.noise_sigma is None else doubled * self.noise_sigma
+
+    @property
+    def known(self) -> dict[int, int]:
+        """Return what needs no attack: the public text, and what stands in clear."""
+        return {**self.public, **self.in_clear}
+
+    def sentence(self) -> str:
+        """Say what was seen, in counts."""
+        parts = []
+        if self.transcript is not None:
+            up, down = (self.transcript.bytes(way) for way in ("up", "down"))
+            parts.append(f"sizes and times of {up:,} bytes up and {down:,} down" if up else "no traffic")
+        if self.in_clear:
+            parts.append(f"{len(self.in_clear)} token ids in clear")
+        if self.cache is not None:
+            noise = "" if self.noise_sigma is None else f" through noise of sigma {self.noise_sigma:.3g}"
+            parts.append(f"a cache of {self.cache.tokens} tokens{noise}")
+        if self.answered:
+            parts.append(f"{len(self.answered)} tokens of the answer")
+        parts += [f"{size:,} bytes of {kind}, which it cannot read" for kind, size in self.opaque_bytes.items()]
+        return ", ".join(parts) or "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One run: the prompt, its true ids, the answer, the cost, and what was exposed to whom.
+
+    `appended` are the public ids that a mode puts behind every prompt.
+    """
+
+    prompt: EvaluationPrompt
+    tokens: PromptTokens
+    answer: Answer
+    cost: Cost
+    exposures: dict[Seat, Exposure] = field(repr=False)
+    appended: tuple[int, ...] = ()
+
+
+class Stage:
+    """A device and a curious cloud in one process, under one policy; made by `open`."""
+
+    def __init__(
+        self, policy: Policy, engine: Engine, session: Session, cloud: WatchedCloud, inner: CuriousCloud
+    ) -> None:
+        self.policy, self.engine = policy, engine
+        self._session, self._watched, self._inner = session, cloud, inner
+
+    @classmethod
+    @contextmanager
+    def open(cls, policy: Policy, engine: Engine) -> Iterator[Stage]:
+        """Set both sides up in scratch folders, which are removed at the end."""
+        with Scratch.open() as scratch:
+            inner = scratch.service(CuriousCloud, engine)
+            watched = WatchedCloud(inner)
+            here = _here(policy)
+            transport = None if here.mode is TrustMode.LOCAL else MemoryTransport(watched)
+            # Each prompt is a conversation of its own, so that all of it crosses, whatever an earlier one left behind.
+            with Session.open(
+                here,
+                home=scratch.device("device"),
+                engine=engine,
+                transport=transport,
+                use_store=False,
+                remember=False,
+            ) as session:
+                yield cls(here, engine, session, watched, inner)
+
+    def run(self, prompt: EvaluationPrompt, *, params: SamplingParams | None = None) -> Captured:
+        """Run one prompt and return what every seat saw of it.
+
+        Raises what a session raises, and UsageError where the recipient was handed what its seat cannot read.
+        """
+        self._watched.forget()
+        self._inner.forget()
+        plain = self.engine.tokenize(prompt.segments)
+        is_fed_by_cloud = self.policy.noise is not None and MODES[self.policy.mode].decode == "cloud"
+        noise = self.policy.noise if is_fed_by_cloud else None
+        tokens = with_public_end(self.engine, plain, noise) if noise else plain
+        began = time.process_time()
+        answer = self._session.run(prompt.segments, **self._sampling(params))
+        device_cpu = time.process_time() - began - self._watched.cpu_seconds
+        self._inner.handed.require_complete()
+        cost = Cost(
+            answer.egress.bytes_sent,
+            answer.egress.bytes_received,
+            answer.ttft_seconds,
+            answer.tpot_seconds,
+            max(0.0, device_cpu),
+        )
+        appended = tokens.token_ids[len(plain.token_ids) :]
+        return Captured(prompt, tokens, answer, cost, self._exposures(tokens, answer.certificate), appended)
+
+    def _sampling(self, params: SamplingParams | None) -> dict[str, Any]:
+        """Return what the caller says of sampling; nothing where the policy says it."""
+        row = MODES[self.policy.mode]
+        if row.is_noised and row.decode == "cloud":
+            return {}
+        params = params or SamplingParams(max_new_tokens=24)
+        return {"max_new_tokens": params.max_new_tokens, "temperature": params.temperature, "seed": params.seed}
+
+    def _exposures(self, tokens: PromptTokens, certificate: Certificate | None) -> dict[Seat, Exposure]:
+        network = Exposure(Seat.NETWORK, {}, transcript=self._watched.transcript)
+        handed = self._inner.handed
+        recipient = replace(_recipient(handed, self._watched.transcript), opaque_bytes=handed.opaque_bytes)
+        if certificate is not None:
+            recipient = replace(recipient, noise_sigma=certificate.sigma, noise_post=certificate.post)
+        private = set(tokens.private_positions)
+        public = {place: token for place, token in enumerate(tokens.token_ids) if place not in private}
+        return {seen.seat: replace(seen, public=public) for seen in (network, recipient)}
+
+
+def private_positions(tokens: PromptTokens, *, control_ids: frozenset[int]) -> frozenset[int]:
+    """Return the positions of private text, without control tokens."""
+    return frozenset(place for place in tokens.private_positions if tokens.token_ids[place] not in control_ids)
+
+
+def _recipient(handed: Handed, transcript: Transcript) -> Exposure:
+    in_clear, snapshot = dict(enumerate(handed.token_ids)), handed.snapshot
+    if snapshot is None:
+        tokens = len(handed.token_ids) or None
+        return Exposure(Seat.RECIPIENT, in_clear, transcript=transcript, tokens=tokens)
+    if handed.last_token is not None:
+        in_clear[snapshot.true_tokens] = handed.last_token
+    cache = CapturedCache.of(snapshot)
+    return Exposure(
+        Seat.RECIPIENT,
+        in_clear,
+        answered=handed.answered,
+        cache=cache,
+        snapshot=snapshot,
+        transcript=transcript,
+        tokens=snapshot.true_tokens + 1,
+    )
+
+
+def _here(policy: Policy) -> Policy:
+    """Return the policy with this process's cloud and log.
+
+    What a codec costs is measured here, not looked up. The log is new and forgotten at the end, so that no budget of a
+    subject is spent; each release keeps its own price.
+    """
+    changes: dict[str, Any] = {"audit": type(policy.audit)()}
+    changes["transfer"] = policy.transfer.model_copy(update={"max_kl": None})
+    if policy.noise is not None:
+        changes["noise"] = policy.noise.model_copy(update={"budget_epsilon": _ANY_EPSILON})
+    if policy.remote is not None:
+        changes["remote"] = RemoteSection(name="default")
+    return policy.model_copy(update=changes)

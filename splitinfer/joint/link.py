@@ -1,0 +1,223 @@
+"""One session of rounds under one permit: opening, then a record up and a record down at a time; on the device.
+
+permit -> appraised recipient -> sealed opening -> checked receipt -> `exchange(record) -> record` -> final receipt
+
+The connection is opened once. However a session ends, the cloud is told the same: a record that closes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from splitinfer.attestation.appraise import SeenKeysets, appraise
+from splitinfer.egress.gate import CallRecord, Permit
+from splitinfer.egress.receipts import check_receipt, check_signature
+from splitinfer.errors import LayoutMismatchError, SplitInferError, TruncatedError, UsageError, VerificationError
+from splitinfer.exchange import Ask, SealedAsk, read_keyset, seal_ask
+from splitinfer.handoff import Link, Route, Transport, VerifiedRecipient
+from splitinfer.receive.expectations import Expectations
+from splitinfer.receive.records import read_record
+from splitinfer.receive.replies import OpenedReply, open_reply
+from splitinfer.rounds import Operation, Record
+from splitinfer.sealing.keys import Direction, StreamKeys, derive_record_keys
+from splitinfer.sealing.receipt import Receipt, read_receipt_region
+from splitinfer.sealing.records import RecordOpener, RecordSealer
+
+__all__ = ["RoundsLink"]
+
+_DRAIN_SECONDS = 5.0
+_DRAIN_READS = 64
+
+
+class RoundsLink:
+    """Carries a session's records; afterwards `receipt` is the last checked receipt.
+
+    `open`, then `exchange` as often as wanted, then `finish`; `close` at any time. Where a run failed before `finish`,
+    `close` sends the same last record and disregards what comes back.
+    """
+
+    def __init__(
+        self,
+        permit: Permit,
+        transport: Transport,
+        *,
+        device_key: Ed25519PrivateKey,
+        expected: Expectations,
+        clock: Callable[[], float],
+        randomness: Callable[[int], bytes],
+    ) -> None:
+        self._permit, self._transport, self._device_key = permit, transport, device_key
+        self._expected, self._clock, self._randomness = expected, clock, randomness
+        self._parts: deque[bytes] = deque()
+        self._link: Link | None = None
+        self._call: CallRecord | None = None
+        self._recipient: VerifiedRecipient | None = None
+        self._sealer: RecordSealer | None = None
+        self._opener: RecordOpener | None = None
+        self._sealed: SealedAsk | None = None
+        self._is_over = False
+        self.reply: OpenedReply | None = None
+        self.receipt: Receipt | None = None
+
+    @property
+    def has_sent(self) -> bool:
+        """Tell whether any byte of a sealed body left."""
+        return self._permit.bytes_sent > 0
+
+    @property
+    def was_refused(self) -> bool:
+        """Tell whether the cloud answered the opening with a sealed refusal."""
+        return self.reply is not None and self.reply.was_refused
+
+    def appraise(self, *, pinned_sha256: str, seen: SeenKeysets) -> VerifiedRecipient:
+        """Fetch the keyset through the gate and appraise it."""
+        data = read_keyset(self._transport, self._permit)
+        return appraise(data, pinned_sha256=pinned_sha256, now=int(self._clock()), seen=seen)
+
+    def open(self, ask: Ask, recipient: VerifiedRecipient) -> OpenedReply:
+        """Seal the opening, connect, send it, and check what the cloud answers and signs; raises as `Exchange.send`."""
+        sealed = self._sealed = seal_ask(
+            ask,
+            recipient,
+            log_checkpoint=self._permit.checkpoint_commitment,
+            device_key=self._device_key,
+            now=int(self._clock()),
+            randomness=self._randomness,
+        )
+        self._recipient = recipient
+        released, self._call = self._permit.release(
+            Route.SESSION,
+            body=self._pieces(sealed),
+            body_bytes=ask.bytes_up_bound,
+            recipient=recipient,
+            transfer_id=sealed.keys.transfer_id.hex(),
+            may_be_shorter=True,
+        )
+        link = self._link = self._transport.connect(released)
+        for _ in range(1 + sealed.body.stream.count):
+            link.send()
+        self._call.sent_root = sealed.body.stream.root().hex()
+        reply = self.reply = open_reply(link, sealed.sent(recipient), self._expected)
+        reply.reader.is_followed = True
+        if reply.was_refused:
+            raise self._refusal(reply)
+        if (reply.manifest.kind, reply.manifest.frames) != ("rounds", 0):
+            raise LayoutMismatchError("the reply is of another kind than was asked for")
+        reply.receive_closed()
+        self._check_receipt(reply.receipt)
+        self._begin(sealed, reply)
+        return reply
+
+    def exchange(self, record: Record) -> Record:
+        """Send a record and return the verified reply to it.
+
+        Raises TransportError where the connection is lost, VerificationError kinds for a reply that is not the next
+        one, EgressDeniedError where more would leave than was announced.
+        """
+        if self._sealer is None or self._opener is None or self._link is None or self._is_over:
+            raise UsageError("the session is not open")
+        self._send(record)
+        return read_record(self._link, self._opener, asked=record)
+
+    def finish(self) -> None:
+        """Close the session in order: the last record up, the receipt of all that went before down."""
+        reply = self.exchange(Record(0, 0, Operation.CLOSE))
+        self._is_over = True
+        self._note_roots()
+        if len(reply.blobs) != 1:
+            raise TruncatedError("the session's end has no receipt")
+        self._check_receipt(read_receipt_region(reply.blobs[0]))
+        if self._link is not None:
+            with suppress(SplitInferError):
+                self._drain(self._link)
+
+    def close(self) -> None:
+        """Tell the cloud that the session is over, if that is still to be told, and close the connection."""
+        link = self._link
+        if link is None:
+            return
+        if self._sealer is not None and not self._is_over:
+            self._is_over = True
+            with suppress(SplitInferError):
+                self._send(Record(0, 0, Operation.CLOSE))
+                self._drain(link)
+        self._note_roots()
+        link.close()
+
+    def _begin(self, sealed: SealedAsk, reply: OpenedReply) -> None:
+        nonces, transfer_id = (sealed.body.nonce, reply.nonce), sealed.keys.transfer_id
+        self._sealer = RecordSealer(
+            _keys(sealed, Direction.REQUEST, nonces),
+            transfer_id=transfer_id,
+            direction=Direction.REQUEST,
+            chunks=sealed.body.stream.chunks,
+        )
+        self._opener = RecordOpener(
+            _keys(sealed, Direction.REPLY, nonces),
+            transfer_id=transfer_id,
+            direction=Direction.REPLY,
+            chunks=reply.reader.chunks,
+        )
+
+    def _pieces(self, sealed: SealedAsk) -> Iterator[memoryview | bytes]:
+        """Yield the opening, then the parts that wait; only what is yielded is sent and counted."""
+        yield from sealed.body
+        while self._parts:
+            yield self._parts.popleft()
+
+    def _send(self, record: Record) -> None:
+        if self._sealer is None or self._link is None:
+            raise UsageError("the session is not open")
+        for part in self._sealer.seal(record):
+            self._parts.append(part)
+            self._link.send()
+
+    def _drain(self, link: Link) -> None:
+        """Read on until the cloud ends, as after an ordinary last record, but not for long."""
+        buffer, until = memoryview(bytearray(64 * 1024)), self._clock() + _DRAIN_SECONDS
+        for _ in range(_DRAIN_READS):
+            if self._clock() > until or not link.readinto(buffer):
+                return
+
+    def _note_roots(self) -> None:
+        if self._call is None or self._sealed is None:
+            return
+        self._call.sent_root = self._sealed.body.stream.root().hex()
+        if self.reply is not None:
+            self._call.received_root = self.reply.reader.root().hex()
+
+    def _refusal(self, reply: OpenedReply) -> SplitInferError:
+        error = reply.refuse()
+        if reply.receipt is not None:
+            self._check_receipt(reply.receipt, is_refusal=True)
+        return error
+
+    def _check_receipt(self, receipt: Receipt | None, *, is_refusal: bool = False) -> None:
+        call, recipient, sealed = self._call, self._recipient, self._sealed
+        if receipt is None or call is None or recipient is None or sealed is None:
+            raise TruncatedError("the reply was not read to its receipt")
+        check_signature(receipt, recipient)
+        self.receipt = receipt
+        check_receipt(
+            receipt,
+            permit=self._permit,
+            call=call,
+            recipient=recipient,
+            manifest_sha256=sealed.keys.manifest_digest.hex(),
+            is_refusal=is_refusal,
+        )
+        if receipt.event_count("kept") is not None:
+            raise VerificationError("the receipt says that the cloud kept what it was not asked to keep")
+
+
+def _keys(sealed: SealedAsk, direction: Direction, nonces: tuple[bytes, bytes]) -> StreamKeys:
+    return derive_record_keys(
+        sealed.keys.content_key,
+        direction=direction,
+        manifest_digest=sealed.keys.manifest_digest,
+        nonces=nonces,
+    )
