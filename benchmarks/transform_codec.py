@@ -6,6 +6,7 @@
     speed       tokens a second of one core, both ways; at the shapes of Llama-3.2-1B, beside its prefill
     domains     calibrated on one kind of text, measured on another
     selector    simulated links of 1 to 1,000 Mb/s
+    leakage     the share of tokens that two attackers read from a cache at each level
 
 Peers are calibrated on the same text and given the same bits: one basis for each head, and keys and values apart (both
 without weights, as published); int4, int3 and a Hadamard turn with 4 bits have sizes of their own.
@@ -51,7 +52,7 @@ from tools.write_calibration_text import text as calibration_text
 from trust_models.certificates import Paired
 from trust_models.codecs import CALIBRATED
 
-PARTS = ("quality", "lengths", "mutations", "speed", "domains", "selector")
+PARTS = ("quality", "lengths", "mutations", "speed", "domains", "selector", "leakage")
 KINDS: tuple[Kind, ...] = ("notes", "table", "both")
 # Head, receipt block and what else a reply has besides its slabs.
 REPLY_BYTES = 2_048 + 512
@@ -483,6 +484,38 @@ def _true_seconds(name: str, sizes: Mapping[str, int], padded: int, speeds: Spee
     return opening + found
 
 
+def leakage(loaded: LoadedModel, shipped: Artefact, args: argparse.Namespace) -> dict[str, Any]:
+    """Read the tokens from caches at each level: nearest rows of layer 0, and the posterior over all layers."""
+    from benchmarks.attacks import prompts_of, share
+    from splitinfer.evaluation.attacks.dictionary import LayerZeroDictionary
+    from splitinfer.evaluation.attacks.likelihood import CacheLikelihood, codec_variances
+    from splitinfer.evaluation.attacks.observed import CapturedCache
+    from splitinfer.evaluation.attacks.posterior import Beam, recover
+
+    model, rows = loaded.model, []
+    dictionary = LayerZeroDictionary(model)
+    own = next(iter(prompts_of(loaded, 1, args.attacked_tokens, seed=99)))
+    prompts = list(prompts_of(loaded, args.attacked_prompts, args.attacked_tokens))
+    for name in ("raw", *LEVELS):
+        variances = codec_variances(model, name, token_ids=own, artefact=shipped)
+        nearest, posterior = [], []
+        for ids in prompts:
+            snapshot = prefill(model, ids, steps=[(0, len(ids))])
+            seen = CapturedCache.of(codec.move(snapshot, codec=name, artefact=shipped))
+            nearest.append(share(dictionary.recover(seen.only(layers=[0])).token_ids, ids))
+            found = recover(model, CacheLikelihood(seen, variances), tokens=len(ids), beam=Beam(width=4))
+            posterior.append(share(found.token_ids, ids))
+        rows.append(
+            {
+                "codec": name,
+                "read_by_dictionary": sum(nearest) / len(nearest),
+                "read_by_posterior": sum(posterior) / len(posterior),
+            }
+        )
+        progress(str(rows[-1]))
+    return {"rows": rows, "marks": []}
+
+
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Run the parts that were asked for and return the report."""
     loaded, shipped = load("embedded"), Artefact.read(embedded.path() / FILE_NAME)
@@ -497,6 +530,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             "speed": lambda: speed(loaded, shipped, args),
             "domains": lambda: domains(loaded, corpus, args),
             "selector": lambda: selector(shipped, loaded, args),
+            "leakage": lambda: leakage(loaded, shipped, args),
         }
         found = {}
         for part in args.part or PARTS:
@@ -525,12 +559,15 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--prompts", type=int, default=480, help="prompts of the calibration text (default 480)")
     made.add_argument("--corpus-tokens", type=int, default=100_000, help="tokens that peers read (default 100000)")
     made.add_argument("--rounds", type=int, default=7, help="rounds of the speed part (default 7)")
+    made.add_argument("--attacked-prompts", type=int, default=4, help="prompts of the leakage part (default 4)")
+    made.add_argument("--attacked-tokens", type=int, default=128, help="and their tokens (default 128)")
     made.add_argument("--large", action="store_true", help="speed at the shapes of Llama-3.2-1B too; takes 2 GB")
     made.add_argument("--device-tokens-per-second", type=float, default=300.0, help="of the simulated device")
     args = made.parse_args(argv)
     if args.quick:
         args.questions, args.domain_questions, args.texts, args.mutations = 3, 2, 12, 20
         args.prompts, args.corpus_tokens, args.rounds, args.tokens = 16, 2000, 1, 128
+        args.attacked_prompts, args.attacked_tokens = 1, 24
     torch.set_num_threads(1)
     print_report(run(args), as_json=args.json)
     return 0
