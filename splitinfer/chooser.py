@@ -67,12 +67,12 @@ def wire_bytes(slab_bytes: int, *, is_small: bool) -> int:
 
 
 def permitted(
-    transfer: Transfer, *, parameters: int, loss_of: Callable[[str], Loss | None], has_artefact: bool
+    transfer: Transfer, *, parameters: int, loss_of: Callable[[str], Loss | None], artefact: Artefact | None
 ) -> tuple[str, ...]:
     """Return the candidates that the policy permits for this model; `raw` always is one."""
     found = []
     for name in CANDIDATES:
-        if name in CALIBRATED and not has_artefact:
+        if name in CALIBRATED and (artefact is None or name not in artefact.facts.levels):
             continue
         try:
             require_codec(transfer, parameters=parameters, loss=loss_of(name), codec=name)

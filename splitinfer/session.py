@@ -229,7 +229,7 @@ def _require_codec(
             )
         require_codec(transfer, parameters=engine.parameters, loss=loss_of(transfer.codec))
         return None
-    codecs = permitted(transfer, parameters=engine.parameters, loss_of=loss_of, has_artefact=artefact is not None)
+    codecs = permitted(transfer, parameters=engine.parameters, loss_of=loss_of, artefact=artefact)
     file, mbit = SpeedFile(home), transfer.link_mbit_per_second
 
     def speeds() -> Speeds:
