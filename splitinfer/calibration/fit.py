@@ -22,7 +22,7 @@ from splitinfer.codec.transform.tables import centroids_of, error_of
 
 __all__ = ["RIDGE", "Moments", "Projected", "Tables", "basis_of", "groups_of", "tables_of"]
 
-RIDGE = 0.02
+RIDGE = 0.1
 _LEAST = 1e-6
 _TABLE_SAMPLES = 200_000
 _ALLOCATION_ROUNDS = 2

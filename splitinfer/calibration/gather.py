@@ -1,9 +1,7 @@
 """A model and one piece of text -> its cache, and how much the loss feels each element of it; no rounding here.
 
 The weights are those of the diagonal Fisher information: labels are drawn from the model's own predictions, so that no
-right answer is needed (Amari 1998; here for a cache instead of parameters). The predictions are those at a temperature:
-at 1 a choice that the model is sure of has no gradient, and it is just such choices that rounding must not turn over.
-One forward and one backward a piece.
+right answer is needed (Amari 1998; here for a cache instead of parameters). One forward and one backward a piece.
 """
 
 from __future__ import annotations
@@ -20,8 +18,6 @@ from splitinfer.codec.transform.rotation import Rotation
 from splitinfer.model.loading import LoadedModel
 
 __all__ = ["Gathered", "LayerRows", "gather", "rows_of_layer"]
-
-_TEMPERATURE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +90,6 @@ def _skipped(end: int, rows: int, first_tokens: int) -> int:
 
 
 def _sampled_loss(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    log_probabilities = torch.log_softmax(logits / _TEMPERATURE, -1)
+    log_probabilities = torch.log_softmax(logits, -1)
     drawn = torch.multinomial(log_probabilities.detach().exp(), 1, generator=generator)
     return -log_probabilities.gather(1, drawn).sum()
