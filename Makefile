@@ -48,15 +48,15 @@ bench-attacks: $(STAMP)  ## the bars of the attacks: what unprotected, rounded, 
 	$(BIN)/python benchmarks/attacks.py
 
 evaluate: $(STAMP)  ## every attack on every built-in policy, at most 15 minutes on 2 cores; writes build/evaluation
-	$(BIN)/splitinfer evaluate local public-prefix sealed-prefill sealed-decode noised-decode --out build/evaluation
+	$(BIN)/splitinfer evaluate local public-prefix sealed-prefill sealed-decode noised-prefill noised-decode \
+		--out build/evaluation
 
 evaluate-noise: $(STAMP)  ## the long study of noise: leakage and utility over sigma; writes build/evaluation-noise
-	$(BIN)/splitinfer evaluate noised-decode --prompts 20 --sigma 0.02 --sigma 0.05 --sigma 0.1 --sigma 0.15 --sigma 0.2 \
+	$(BIN)/splitinfer evaluate noised-prefill noised-decode --prompts 20 --sigma 0.02 --sigma 0.05 --sigma 0.1 --sigma 0.15 --sigma 0.2 \
 		--sigma 0.3 --sigma 0.5 --sigma 1 --out build/evaluation-noise
 
 bench-homomorphic: $(STAMP)  ## homomorphic and masked against their marks; exits 1 where one is missed
-	$(BIN)/python benchmarks/homomorphic.py
-	$(BIN)/python benchmarks/masked.py
+	$(BIN)/python benchmarks/homomorphic.py; missed=$$?; $(BIN)/python benchmarks/masked.py && exit $$missed
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -95,6 +95,9 @@ class Exposure:
         if self.cache is not None:
             noise = "" if self.noise_sigma is None else f" through noise of sigma {self.noise_sigma:.3g}"
             parts.append(f"a cache of {self.cache.tokens} tokens{noise}")
+        if self.embeddings is not None:
+            noise = "" if self.noise_sigma is None else f" through noise of sigma {self.noise_sigma:.3g}"
+            parts.append(f"{len(self.embeddings)} embeddings{noise}")
         if self.answered:
             parts.append(f"{len(self.answered)} tokens of the answer")
         parts += [f"{size:,} bytes of {kind}, which it cannot read" for kind, size in self.opaque_bytes.items()]
@@ -170,6 +173,11 @@ class Stage:
         appended = tokens.token_ids[len(plain.token_ids) :]
         return Captured(prompt, tokens, answer, cost, self._exposures(tokens, answer.certificate), appended)
 
+    def _with_end(self, tokens: PromptTokens) -> PromptTokens:
+        """Return the tokens with what the mode puts behind them: where the cloud decodes, its first token is public."""
+        noise, is_fed_by_cloud = self.policy.noise, MODES[self.policy.mode].decode == "cloud"
+        return with_public_end(self.engine, tokens, noise) if noise and is_fed_by_cloud else tokens
+
     def _sampling(self, params: SamplingParams | None) -> dict[str, Any]:
         """Return what the caller says of sampling; nothing where the policy says it."""
         row = MODES[self.policy.mode]
@@ -196,6 +204,10 @@ def private_positions(tokens: PromptTokens, *, control_ids: frozenset[int]) -> f
 
 def _recipient(handed: Handed, transcript: Transcript) -> Exposure:
     in_clear, snapshot = dict(enumerate(handed.token_ids)), handed.snapshot
+    if handed.rows is not None:
+        rows = torch.from_numpy(handed.rows).float()
+        # The last token stays on the device.
+        return Exposure(Seat.RECIPIENT, in_clear, embeddings=rows, transcript=transcript, tokens=len(rows) + 1)
     if snapshot is None:
         tokens = len(handed.token_ids) or None
         return Exposure(Seat.RECIPIENT, in_clear, transcript=transcript, tokens=tokens)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from splitinfer import codec as codecs
 from splitinfer import schedule
 from splitinfer.cache.snapshot import CacheSnapshot
@@ -140,7 +142,8 @@ def _tenants(policy: Policy, engine: Engine, settings: Settings) -> TenantFigure
 def _divergence(loaded: LoadedModel, codec: str, runs: Sequence[Captured]) -> tuple[float, float]:
     """Return KL(exact || what was decoded from) in nats a token, and top-1 agreement, where the right answer is fed.
 
-    What was decoded from is what the recipient held; where the device decoded, an exact cache through the codec.
+    What was decoded from is what the recipient held; where the device decoded, the cache of what the recipient
+    prefilled, through the codec.
     """
     if all(run.answer.exact for run in runs):
         return 0.0, 1.0
@@ -148,15 +151,24 @@ def _divergence(loaded: LoadedModel, codec: str, runs: Sequence[Captured]) -> tu
     for run in runs:
         right = loaded.tokenizer(run.prompt.secret, add_special_tokens=False).input_ids[:_SCORED_TOKENS]
         found.append(Window((*run.tokens.token_ids, *right), len(run.tokens.token_ids) - 1))
-    held = iter([run.exposures[Seat.RECIPIENT].snapshot for run in runs] * 2)
+    seen = iter([run.exposures[Seat.RECIPIENT] for run in runs] * 2)
 
     def moved(snapshot: CacheSnapshot) -> CacheSnapshot:
-        seen = next(held)
-        return codecs.move(snapshot, codec=codec) if seen is None else seen
+        exposure = next(seen)
+        if exposure.snapshot is not None:
+            return exposure.snapshot
+        if exposure.embeddings is not None:
+            snapshot = _prefilled(loaded, exposure.embeddings)
+        return codecs.move(snapshot, codec=codec)
 
     # One prompt is measured twice, because a loss has an error.
     loss = measure(loaded, found if len(found) > 1 else found * 2, through=moved)
     return loss.kl_nats, loss.top1_agreement
+
+
+def _prefilled(loaded: LoadedModel, embeddings: torch.Tensor) -> CacheSnapshot:
+    count = len(embeddings)
+    return Engine(loaded).prefill((0,) * count, steps=[(0, count)], rows=embeddings.numpy())
 
 
 def _mean_cost(runs: Sequence[Captured]) -> CostFigures:

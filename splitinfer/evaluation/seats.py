@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
+
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud import CloudService
 from splitinfer.cloud.answer import Answer, Pieces
 from splitinfer.errors import UsageError
 from splitinfer.evaluation.attacks.traffic import Message, Transcript
 from splitinfer.handoff import Cloud, CloudReply, Route, Source
-from splitinfer.model.engine import Decoding
+from splitinfer.model.embeddings import Rows
+from splitinfer.model.engine import Decoding, Engine
 from splitinfer.receive.intake import OpenedRequest
 
 __all__ = ["CuriousCloud", "Handed", "WatchedCloud"]
@@ -28,12 +31,13 @@ _WITHOUT_CONTENTS = (Route.KEYSET, Route.STATE, Route.RESUME)
 
 @dataclass(slots=True)
 class Handed:
-    """What a recipient opened in one run: ids to prefill, a cache to decode from, and the answer that it decoded.
+    """What a recipient opened in one run: ids or rows to prefill, a cache to decode from, the answer that it decoded.
 
     `calls` counts the calls that carried contents, `read` those whose contents stand here, `unread` names the others'.
     """
 
     token_ids: tuple[int, ...] = field(default=(), repr=False)
+    rows: Rows | None = field(default=None, repr=False)
     snapshot: CacheSnapshot | None = field(default=None, repr=False)
     last_token: int | None = field(default=None, repr=False)
     decoding: Decoding | None = field(default=None, repr=False)
@@ -53,6 +57,8 @@ class Handed:
             # The original is wiped when its reply is over.
             layers = tuple({name: tensor.clone() for name, tensor in layer.items()} for layer in payload.layers)
             self.snapshot, self.last_token = replace(payload, layers=layers), last_token
+        elif isinstance(payload, np.ndarray):
+            self.rows = payload.copy()
         elif isinstance(payload, tuple):
             self.token_ids = payload
         elif payload is not None:
@@ -98,7 +104,7 @@ class CuriousCloud(CloudService):
         return super().handle(route, body)
 
     def _transfer(self, opened: OpenedRequest, answer: Answer, route: Route) -> CloudReply:
-        return super()._transfer(cast(OpenedRequest, _Read(opened, self.handed)), answer, route)
+        return super()._transfer(cast(OpenedRequest, _Read(opened, self.handed, self._engine)), answer, route)
 
     def _frames(self, decoding: Decoding, forget: Callable[[], None], answer: Answer, frames: int) -> Pieces:
         self.handed.decoding = decoding
@@ -108,15 +114,17 @@ class CuriousCloud(CloudService):
 class _Read:
     """A request whose contents somebody keeps once they are verified; all else is the request's own."""
 
-    def __init__(self, opened: OpenedRequest, handed: Handed) -> None:
-        self._opened, self._handed = opened, handed
+    def __init__(self, opened: OpenedRequest, handed: Handed, engine: Engine) -> None:
+        self._opened, self._handed, self._engine = opened, handed, engine
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._opened, name)
 
     def receive(self, sink: Any, sizes: Iterator[int], *, data_bytes: int) -> Any:
         verified = self._opened.receive(sink, sizes, data_bytes=data_bytes)
-        self._handed.keep(verified.payload, last_token=self._opened.manifest().last_token)
+        manifest, payload = self._opened.manifest(), verified.payload
+        contents = self._engine.rows_from(payload) if manifest.kind == "rows" else payload
+        self._handed.keep(contents, last_token=manifest.last_token)
         return verified
 
 

@@ -121,4 +121,4 @@ class Tally:
 
 
 def _sees(exposure: Exposure) -> bool:
-    return exposure.cache is not None or bool(exposure.in_clear)
+    return exposure.cache is not None or exposure.embeddings is not None or bool(exposure.in_clear)

@@ -23,6 +23,7 @@ __all__ = ["InvertedEmbeddings", "embedding_table", "invert_embeddings"]
 
 _DIFFERENCE = 1e-3
 _GOOD_RESIDUAL = 1e-5
+_LEAST_PROGRESS = 0.98
 _STEP_SIZES = (1.0, 0.6, 0.3, 0.1, 0.03)
 # Loud noise is far longer than any row of the table, and a normalised first layer does not show by how much.
 _LENGTHS = tuple(2.0**power for power in range(13))
@@ -101,7 +102,7 @@ class _Solver:
             tried = torch.stack([row + size * step for size in _STEP_SIZES])
             misfits = self._gaps(tried).square().mean(1).sqrt()
             best = int(misfits.argmin())
-            if not float(misfits[best]) < misfit:
+            if not float(misfits[best]) < _LEAST_PROGRESS * misfit:
                 break
             row, misfit = tried[best], float(misfits[best])
             if misfit < _GOOD_RESIDUAL:

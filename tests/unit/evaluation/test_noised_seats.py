@@ -8,10 +8,11 @@ from splitinfer.errors import UsageError
 from splitinfer.evaluation.capture import Captured, Seat, Stage
 from splitinfer.evaluation.evaluate import evaluate
 from splitinfer.evaluation.playbook import ATTACKS, Attacker
-from splitinfer.evaluation.prompts import make_prompts
+from splitinfer.evaluation.prompts import EvaluationPrompt
 from splitinfer.evaluation.rendering import text_lines
 from splitinfer.evaluation.settings import Settings
 from splitinfer.evaluation.variants import with_codecs, with_noise
+from splitinfer.handoff import Label, Role, SamplingParams, Segment
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import LoadedModel, load
 from tests.support import tiny_models
@@ -26,21 +27,36 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load(str(tiny_models.build(tmp_path_factory.mktemp("noised") / "llama")))
 
 
-def noised(sigma: float, *, post: str = "none") -> Policy:
-    noise = {**NOISE, "sigma": sigma, "post": post, "first_token_text": "x"}
-    return policy_of("noised-decode", noise=noise, sampling={"max_new_tokens": 2})
+# Short, because every private position of a cache is inverted by itself.
+PROMPT = EvaluationPrompt(
+    (
+        Segment(Role.DOCUMENT, "Price list", Label.PUBLIC),
+        Segment(Role.NOTE, "Phone: 415-203-7786", Label.PRIVATE),
+        Segment(Role.QUESTION, "Phone?", Label.PRIVATE),
+    ),
+    secret="415-203-7786",
+    topic="support",
+)
+
+
+def noised(sigma: float, *, mode: str = "noised-decode", post: str = "none") -> Policy:
+    noise = {**NOISE, "sigma": sigma, "post": post}
+    if mode == "noised-decode":
+        noise["first_token_text"] = "x"
+    return policy_of(mode, noise=noise, sampling={"max_new_tokens": 2})
 
 
 def run(loaded: LoadedModel, policy: Policy) -> Captured:
     with Stage.open(policy, Engine(loaded)) as stage:
-        return stage.run(make_prompts(1, seed=0, document_rows=1)[0])
+        return stage.run(PROMPT, params=SamplingParams(max_new_tokens=2))
 
 
 def recovered(loaded: LoadedModel, captured: Captured, attack: str) -> float:
     true = captured.tokens.token_ids
     found = ATTACKS[attack].run(Attacker(loaded), captured.exposures[Seat.RECIPIENT], len(true))
     assert found is not None
-    places = captured.tokens.private_positions
+    # Where the device decodes, the last token stays there.
+    places = [place for place in captured.tokens.private_positions if place < len(true) - 1]
     return sum(found.token_ids[place] == true[place] for place in places) / len(places)
 
 
@@ -54,6 +70,17 @@ def test_faint_noise_hides_nothing(loaded: LoadedModel, post: str) -> None:
     assert recovered(loaded, captured, "denoise") > 0.95
 
 
+def test_noised_embeddings_are_attacked_as_they_travel(loaded: LoadedModel) -> None:
+    captured = run(loaded, noised(FAINT, mode="noised-prefill"))
+    exposure = captured.exposures[Seat.RECIPIENT]
+    assert exposure.cache is None
+    assert exposure.answered == ()
+    assert exposure.embeddings is not None
+    assert exposure.tokens == len(exposure.embeddings) + 1 == len(captured.tokens.token_ids)
+    assert f"{len(exposure.embeddings)} embeddings through noise" in exposure.sentence()
+    assert recovered(loaded, captured, "denoise") > 0.95
+
+
 def test_loud_noise_leaves_no_more_than_the_prior(loaded: LoadedModel) -> None:
     captured = run(loaded, noised(LOUD))
     prior = recovered(loaded, captured, "prior")
@@ -63,9 +90,9 @@ def test_loud_noise_leaves_no_more_than_the_prior(loaded: LoadedModel) -> None:
 
 def test_a_noised_policy_is_reported_with_its_promise_and_an_audit_of_it(loaded: LoadedModel) -> None:
     settings = Settings(
-        attacks=("nearest",), seats=(Seat.RECIPIENT,), prompts=1, lookalikes=3, audit_releases=200, layer_prompts=0
+        attacks=("nearest",), seats=(Seat.RECIPIENT,), prompts=1, max_new_tokens=2, lookalikes=3, audit_releases=200
     )
-    policies = with_noise([("noisy", noised(1.0))], [FAINT])
+    policies = with_noise([("noisy", noised(1.0, mode="noised-prefill"))], [FAINT])
     report = evaluate(policies, loaded, settings)
     (figures,) = report.policies
     assert figures.name == "noisy, sigma 0.0001"
@@ -79,11 +106,11 @@ def test_a_noised_policy_is_reported_with_its_promise_and_an_audit_of_it(loaded:
 
 
 def test_what_noise_costs_is_measured_on_what_the_recipient_decoded_from(loaded: LoadedModel) -> None:
-    settings = Settings(
-        attacks=("answer",), seats=(Seat.RECIPIENT,), prompts=1, lookalikes=2, audit_releases=100, layer_prompts=0
-    )
-    (loud,) = evaluate([("loud", noised(LOUD))], loaded, settings).policies
-    assert loud.utility.kl_nats > 1e-3
+    settings = Settings(attacks=(), seats=(Seat.NETWORK,), prompts=1, max_new_tokens=2, audit_releases=100)
+    policies = [(mode, noised(LOUD, mode=mode)) for mode in ("noised-decode", "noised-prefill")]
+    for figures in evaluate(policies, loaded, settings).policies:
+        # The distributions of a random model are nearly flat, with and without noise.
+        assert figures.utility.kl_nats > 1e-5
 
 
 def test_variants_name_what_they_change_and_refuse_what_means_nothing() -> None:
