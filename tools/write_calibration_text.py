@@ -3,8 +3,8 @@
     python tools/write_calibration_text.py --out build/calibration.txt
 
 Whole prompts of the synthetic corpus, of the entities that the model was trained on, with questions and answers, a form
-feed between two and a record separator before the first question; contexts of 64 to 1,024 tokens. The same text every
-time.
+feed between two; contexts of 64 to 1,024 tokens. A record separator says where a cache ends: before the first question,
+as where public text is prefilled, or behind it, as where the whole prompt is. The same text every time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tools.corpus.prompts import make_context
 LENGTHS = (64, 128, 128, 256, 256, 512, 512, 512, 768, 1024)
 KINDS: tuple[Kind, ...] = ("mixed", "both", "notes", "table")
 QUESTIONS = 6
+QUESTION_SHARE = 0.7
 END_OF_CACHE = "\x1e"
 
 
@@ -30,9 +31,11 @@ def prompt(context: Context, rng: random.Random) -> str:
     """Return a prompt with answers as the embedded model's template writes it."""
     marks = {"document": "<|doc|>", "note": "<|note|>"}
     parts = ["<|bos|>", *(f"{marks[segment.role.value]}{segment.text}\n" for segment in context.segments)]
-    parts.append(END_OF_CACHE)
-    for question in rng.sample(context.questions, len(context.questions)):
-        parts.append(f"<|user|> {question.text}<|assistant|> {question.answer}<|end|>")
+    has_question = rng.random() < QUESTION_SHARE
+    for index, question in enumerate(rng.sample(context.questions, len(context.questions))):
+        before, behind = ("", END_OF_CACHE) if has_question else (END_OF_CACHE, "")
+        marks_here = (before, behind) if not index else ("", "")
+        parts.append(f"{marks_here[0]}<|user|> {question.text}{marks_here[1]}<|assistant|> {question.answer}<|end|>")
     return "".join(parts)
 
 

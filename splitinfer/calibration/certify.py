@@ -54,7 +54,7 @@ def certify(
         return codec.move(snapshot, codec=codec_name, artefact=artefact)
 
     run = _Run(loaded, through, windows_count, progress)
-    long_tokens = min(_LONGER * artefact.facts.longest_context_tokens, loaded.max_positions - _SCORED_TOKENS - 1)
+    long_tokens = _long_tokens(loaded, artefact, texts.own)
     loss = run.loss(texts.own, _CONTEXT_TOKENS, windows_count)
     if loss is None:
         raise UsageError("the texts are too short to certify a codec on; give longer --text files")
@@ -69,6 +69,13 @@ def certify(
         saturation=_saturation(loaded, artefact, codec_name, texts.own),
         long_tokens=long_tokens,
     )
+
+
+def _long_tokens(loaded: LoadedModel, artefact: Artefact, texts: Sequence[str]) -> int:
+    """Return how long contexts are measured: four times calibration's, where model and texts have as many."""
+    lengths = [len(loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)) for text in texts]
+    most = min(loaded.max_positions, max(lengths) // 2) - _SCORED_TOKENS - 1
+    return min(_LONGER * artefact.facts.longest_context_tokens, most)
 
 
 @dataclass(frozen=True, slots=True)
