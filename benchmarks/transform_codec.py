@@ -46,7 +46,7 @@ from splitinfer.handoff import CacheLayout, LayerLayout, Role, Segment, TensorLa
 from splitinfer.model.loading import LoadedModel, load
 from splitinfer.model.prefill import prefill
 from splitinfer.model.prompt import tokenize
-from splitinfer.selector import LOCAL, Speeds, choose, seconds_of
+from splitinfer.selector import LOCAL, Speeds, choose, opening_seconds, seconds_of
 from tools.corpus import Kind, held_out_context
 from tools.write_calibration_text import text as calibration_text
 from trust_models.certificates import Paired
@@ -458,8 +458,11 @@ def _simulated(sizes: Mapping[str, int], padded: int, mbit: float, *, device: fl
         chosen = choose(sizes, padded_tokens=padded, local_tokens=padded, speeds=known, calibrated=CALIBRATED)
         if chosen.is_local:
             break
-        # What a run measures: its bytes in the time that was left beside the prefill.
-        moved = max(_true_seconds(chosen.codec, sizes, padded, true) - padded / known.cloud_tokens_per_second, 1e-6)
+        # What a run measures: its bytes in the time that was left beside prefill and codec, from the reply's head on.
+        other = padded / known.cloud_tokens_per_second + known.round_trip_seconds
+        other += opening_seconds(sizes[chosen.codec], known)
+        other += padded * known.codec_seconds_per_token * (chosen.codec in CALIBRATED)
+        moved = max(_true_seconds(chosen.codec, sizes, padded, true) - other, 1e-6)
         known = replace(known, link_bytes_per_second=sizes[chosen.codec] / moved)
     best = {name: _true_seconds(name, sizes, padded, true) for name in (*sizes, LOCAL)}
     fastest = min(best, key=lambda name: best[name])
@@ -474,14 +477,10 @@ def _simulated(sizes: Mapping[str, int], padded: int, mbit: float, *, device: fl
 
 
 def _true_seconds(name: str, sizes: Mapping[str, int], padded: int, speeds: Speeds) -> float:
-    """Return what the simulated link takes: as the formula, and the windows that a connection opens slowly with."""
+    """Return what the simulated link takes, by the formula with the true speeds."""
     if name == LOCAL:
         return padded / speeds.device_tokens_per_second
-    opening, window = 0.0, 14_600.0
-    while window < min(sizes[name], speeds.link_bytes_per_second * speeds.round_trip_seconds):
-        opening, window = opening + speeds.round_trip_seconds / 2, 2 * window
-    found = seconds_of(size_bytes=sizes[name], tokens=padded, speeds=speeds, is_calibrated=name in CALIBRATED)
-    return opening + found
+    return seconds_of(size_bytes=sizes[name], tokens=padded, speeds=speeds, is_calibrated=name in CALIBRATED)
 
 
 def leakage(loaded: LoadedModel, shipped: Artefact, args: argparse.Namespace) -> dict[str, Any]:

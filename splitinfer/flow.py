@@ -70,7 +70,7 @@ from splitinfer.reuse import Shelf, shelf_for
 from splitinfer.row_check import RowCheck
 from splitinfer.sealing.frames import FrameKind
 from splitinfer.sealing.manifest import ModelWire, NumericsWire
-from splitinfer.selector import Choice
+from splitinfer.selector import Choice, opening_seconds
 from trust_models.codecs import AUTO, CALIBRATED
 from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
@@ -575,19 +575,22 @@ class Flow:
         try:
             began = time.perf_counter()
             received = exchange.receive_cache(reply, sink)
-            self._learn(sink.size_bytes, tokens.padded - ask.manifest.session.base_tokens, began)
+            self._learn(sink.size_bytes, tokens.padded - ask.manifest.session.base_tokens, began, reply.manifest.codec)
             return received
         except TransportError:
             self._salvage(exchange, sink, rows, base_tokens=base.true_tokens if base else 0)
             raise
 
-    def _learn(self, size_bytes: int, tokens: int, began: float) -> None:
+    def _learn(self, size_bytes: int, tokens: int, began: float, codec_name: str) -> None:
         """Tell the chooser how fast that was: the cloud's prefill and the link, which cannot be told apart exactly."""
         if self._device.chooser is None:
             return
         seconds = max(time.perf_counter() - began, 1e-6)
         cloud = max(self._device.chooser.speeds().cloud_tokens_per_second, tokens / seconds)
-        moving = max(seconds - tokens / cloud, seconds / 10)
+        known = self._device.chooser.speeds()
+        other = tokens / cloud + opening_seconds(size_bytes, known)
+        other += tokens * known.codec_seconds_per_token if codec_name in CALIBRATED else 0.0
+        moving = max(seconds - other, seconds / 10)
         self._device.chooser.learn(
             {"cloud_tokens_per_second": tokens / seconds, "link_bytes_per_second": size_bytes / moving}
         )

@@ -1,6 +1,7 @@
 """Which codec a cache travels in, or whether the device computes it itself: counts and speeds -> Choice; pure.
 
-    seconds(codec) = round trip + tokens / cloud's speed + bytes(codec) / link's speed + tokens x codec's seconds each
+    seconds(codec) = round trip + tokens / cloud's speed + window's opening + bytes(codec) / link's speed
+                     + tokens x codec's seconds each
     seconds(local) = tokens / device's speed
 
 Every token count is that of the size class, so that what is chosen depends on the class, the speeds that were measured
@@ -13,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LOCAL", "Choice", "Speeds", "choose", "seconds_of"]
+__all__ = ["LOCAL", "Choice", "Speeds", "choose", "opening_seconds", "seconds_of"]
 
 LOCAL = "local"
 # How much slower a codec that loses less may be expected to be than the fastest.
 SLACK = 0.05
+_FIRST_WINDOW_BYTES = 14_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,19 @@ def seconds_of(*, size_bytes: int, tokens: int, speeds: Speeds, is_calibrated: b
     """Return the expected seconds until a cache of `tokens` padded tokens has arrived in so many bytes."""
     coded = tokens * speeds.codec_seconds_per_token if is_calibrated else 0.0
     prefill = tokens / speeds.cloud_tokens_per_second
-    return speeds.round_trip_seconds + prefill + size_bytes / speeds.link_bytes_per_second + coded
+    moved = size_bytes / speeds.link_bytes_per_second
+    return speeds.round_trip_seconds + prefill + opening_seconds(size_bytes, speeds) + moved + coded
+
+
+def opening_seconds(size_bytes: int, speeds: Speeds) -> float:
+    """Return what is waited for while a connection's window opens (RFC 5681): it doubles each round trip.
+
+    Half a round trip each: while one waits the window before is on its way.
+    """
+    window, found = _FIRST_WINDOW_BYTES, 0.0
+    while window < min(size_bytes, speeds.link_bytes_per_second * speeds.round_trip_seconds):
+        window, found = 2 * window, found + speeds.round_trip_seconds / 2
+    return found
 
 
 def choose(

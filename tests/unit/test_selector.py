@@ -13,7 +13,7 @@ CALIBRATED = ("ftc1-2", "ftc1-0.5")
 
 
 def chosen(mbit: float, *, device: float = 100.0, local: int | None = 512) -> str:
-    speeds = Speeds(link_bytes_per_second=mbit * 125_000, device_tokens_per_second=device)
+    speeds = Speeds(link_bytes_per_second=mbit * 125_000, device_tokens_per_second=device, round_trip_seconds=0.001)
     return choose(SIZES, padded_tokens=512, local_tokens=local, speeds=speeds, calibrated=CALIBRATED).codec
 
 
