@@ -8,6 +8,7 @@
     sealed-decode    prefill here -> permit -> cache up while it grows, tokens down
     noised-prefill   charge -> noise -> permit -> noised rows up, their cache down -> decode here
     noised-decode    charge -> noise -> as sealed-decode, of noised rows alone; nothing is remembered
+                     (or, by mechanism: charge -> prefill here -> noise on the whole cache -> cache up, tokens down)
     homomorphic      prefill here -> permit -> cache up as ciphertexts -> decode here, in rounds with the cloud
     masked           prefill here -> permit -> decode here, in rounds with the cloud
 
@@ -60,6 +61,7 @@ from splitinfer.model.embeddings import Rows
 from splitinfer.model.stepwise import Step as RoundStep
 from splitinfer.noise.certificate import Certificate
 from splitinfer.noised import release, require_private, with_public_end
+from splitinfer.noised_cache import charge_cache, noises_cache
 from splitinfer.partial import Part, salvage
 from splitinfer.placement import Plan, Step, place
 from splitinfer.recall import LOST_NOTE, Recall
@@ -326,9 +328,27 @@ class Flow:
 
     def _noised_decode(self) -> Iterator[str]:
         """Pay and draw once, then as `sealed-decode` on the rows that came of it; nothing of it is remembered."""
+        if noises_cache(self._device.policy):
+            yield from self._noised_cache_decode()
+            return
         noised = release(self._device, self._prompt)
         self._progress.certificate = noised.certificate
         yield from self._sealed_decode(noised.rows)
+
+    def _noised_cache_decode(self) -> Iterator[str]:
+        """Pay once, prefill as `local` does, noise the finished cache; nothing leaves while it grows."""
+        charged = charge_cache(self._device, self._prompt)
+        self._progress.certificate = charged.certificate
+        exact = self._prefill(self._plan.steps)
+        try:
+            noised = charged.noised(exact)
+        finally:
+            wipe(exact)
+        try:
+            self._engine.burn(schedule.pad_tokens(noised.true_tokens) - noised.true_tokens)
+            yield from self._decoded_by_cloud(noised, self._recall.decode_place())
+        finally:
+            wipe(noised)
 
     def _noised_prefill(self) -> Iterator[str]:
         """Pay and draw once, noised rows up, their cache down, decode here; the last token, as it is, stays here."""

@@ -31,6 +31,7 @@ from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log, receipt_keeper
 from splitinfer.home.cache_store import open_store
+from splitinfer.home.clips import ClipFile
 from splitinfer.home.distances import DistanceFile
 from splitinfer.home.leakage import LeakageFile
 from splitinfer.home.losses import LossFile
@@ -115,6 +116,7 @@ class Session:
             artefact=artefact,
             chooser=chooser,
             distances=DistanceFile(folder),
+            clips=ClipFile(folder),
             measured=LeakageFile(folder).get(engine.identity.weights_sha256, rules.digest) if rules.noise else None,
             masks=partial(open_masks, folder, engine.identity) if rules.mode is TrustMode.MASKED else None,
         )

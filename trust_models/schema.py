@@ -338,6 +338,11 @@ class Policy(_Section):
             _refuse(f'mode "{self.mode}" adds no noise, so [noise] would promise what is not done; leave it out')
         if self.noise is not None and self.noise.first_token_text is not None and row.decode == "device":
             _refuse(f'mode "{self.mode}" feeds the first token on the device; leave noise.first_token_text out')
+        if self.noise is not None and self.noise.mechanism != "embedding" and row.prefill == "cloud":
+            _refuse(
+                f'mode "{self.mode}" sends embeddings, so there is no cache on this device to noise; write mechanism = '
+                '"embedding", or mode = "noised-decode"'
+            )
         if self.sampling is not None and not (row.is_noised and row.decode == "cloud"):
             _refuse(f'mode "{self.mode}" takes sampling from the caller; leave [sampling] out and give it with the run')
 
@@ -381,6 +386,9 @@ class Policy(_Section):
             del fields["session"]
         if self.mode is not TrustMode.HOMOMORPHIC:
             del fields["homomorphic"]
+        if "sampling" in fields:
+            # As in a manifest: JSON numbers are exact up to 2^53 only.
+            fields["sampling"]["seed"] = str(fields["sampling"]["seed"])
         unique = {rfc8785.dumps(rule): rule for rule in fields["segments"]["rule"]}
         fields["segments"]["rule"] = [unique[key] for key in sorted(unique)]
         return hashlib.sha256(rfc8785.dumps(fields)).hexdigest()

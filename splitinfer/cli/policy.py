@@ -13,6 +13,7 @@ from splitinfer.home.losses import LossFile
 from trust_models.codecs import CALIBRATED, LOSSY, Loss
 from trust_models.explain import explain
 from trust_models.modes import MODES
+from trust_models.noise_text import EMPIRICAL
 from trust_models.policy import Policy, builtin_names, load_builtin, load_policy, parse_policy, policy_text, resolve
 
 __all__ = ["add_parser"]
@@ -128,6 +129,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _summary(policy: Policy) -> dict[str, object]:
     row = MODES[policy.mode]
+    promises_nothing = policy.noise is not None and policy.noise.mechanism == "relative"
     return {
         "mode": policy.mode.value,
         "digest": policy.digest,
@@ -135,5 +137,5 @@ def _summary(policy: Policy) -> dict[str, object]:
         "protection": row.protection,
         "private_text_readable_by": list(row.readable_by),
         "cloud_reads": row.cloud_reads,
-        "guarantee": row.guarantee,
+        "guarantee": EMPIRICAL if promises_nothing else row.guarantee,
     }

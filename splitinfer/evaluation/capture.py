@@ -233,7 +233,7 @@ def _here(policy: Policy) -> Policy:
     """
     changes: dict[str, Any] = {"audit": type(policy.audit)()}
     changes["transfer"] = policy.transfer.model_copy(update={"max_kl": None})
-    if policy.noise is not None:
+    if policy.noise is not None and policy.noise.mechanism != "relative":
         changes["noise"] = policy.noise.model_copy(update={"budget_epsilon": _ANY_EPSILON})
     if policy.remote is not None:
         changes["remote"] = RemoteSection(name="default")

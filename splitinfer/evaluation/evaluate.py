@@ -112,7 +112,7 @@ def _policy(
 def _noise(tally: Tally, engine: Engine, settings: Settings, residuals: Sequence[float]) -> NoiseFigures | None:
     """Audit the promise of the first release, on a pair that is as far apart as its neighbours can be, or closer."""
     certificate = tally.runs[0].answer.certificate
-    if certificate is None or certificate.mu is None:
+    if certificate is None or certificate.mu is None or certificate.mechanism != "embedding":
         return None
     # A promise for whole prompts is made for the size class of their private tokens.
     private = schedule.pad_tokens(len(tally.runs[0].tokens.private_positions))

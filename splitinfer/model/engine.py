@@ -29,6 +29,7 @@ from splitinfer.model.layerwise import LayerwiseModel
 from splitinfer.model.layerwise import Rows as MatrixRows
 from splitinfer.model.loading import LoadedModel
 from splitinfer.model.prefill import burn, prefill
+from splitinfer.model.public_study import PublicStudy, study_public_text
 from splitinfer.model.start_prefill import start_prefill
 from splitinfer.model.stepwise import Step, StepwiseDecoder
 from splitinfer.model.text import TextStream
@@ -167,6 +168,10 @@ class Engine:
     def rows_from(self, data: bytes) -> Rows:
         """Return the rows of bytes (see `embeddings.rows_from`)."""
         return rows_from(self._loaded.model, data)
+
+    def study_public_text(self) -> PublicStudy:
+        """Return caches of built-in public texts and what noise on them costs (see `public_study`)."""
+        return study_public_text(self._loaded)
 
     def require_only_embeddings(self) -> None:
         """Refuse a model that looks at token ids beside their embeddings; raises UnsupportedModelError."""

@@ -25,6 +25,7 @@ import cases_manifest
 import cases_recipient
 import cases_reply
 import cases_resume
+import cases_rows
 import cases_turns
 from derived import derivations
 from reference import Json
@@ -44,6 +45,7 @@ PARTS = (
     cases_layout,
     cases_turns,
     cases_resume,
+    cases_rows,
     cases_artefact,
 )
 

@@ -50,6 +50,15 @@ def test_digest_is_the_same_with_defaults_written_out_in_any_order(order: list[s
     assert _digest(_toml(fields, order, comment)) == policy.digest
 
 
+def test_every_seed_that_a_policy_may_state_has_a_digest_of_its_own() -> None:
+    noise = '[noise]\nadjacency = 1\nsigma = 1.0\nsubject = "s"\nbudget_epsilon = 9.0\n'
+    texts = [
+        f'mode = "noised-decode"\n[remote]\nname = "default"\n{noise}[sampling]\nseed = {seed}\n'
+        for seed in (0, 2**53, 2**53 + 1, 2**63 - 1)
+    ]
+    assert len({_digest(text) for text in texts}) == len(texts)
+
+
 def test_builtin_policies_have_different_digests() -> None:
     assert len({load_builtin(name).digest for name in builtin_names()}) == len(builtin_names())
 
