@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from textwrap import fill
 
-from trust_models.codecs import CODEC_TEXTS, LOSSY, Loss
+from trust_models.codecs import AUTO, CODEC_TEXTS, LOSSY, Loss
 from trust_models.explain_rounds import (
     ROUNDS_LEAVES,
     ROUNDS_READERS,
@@ -87,6 +87,13 @@ _RECORDS = "Each round shows its number, step, layer and operation in clear insi
 _CHOICE = (
     "If public texts are chosen with the help of private text, as a search for fitting documents does, the choice "
     "itself tells the recipient something about the private text. Nothing here hides that."
+)
+
+_AUTO_TEXT = (
+    "Codec auto: raw, q8 or a level of ftc1, or nothing at all where this device would be as fast. Chosen from the "
+    "size class of the tokens, the speeds that were measured, and this policy, never from the text. Only codecs that "
+    "this policy permits are chosen; with one that rounds the answer can be another than in mode local, and is never "
+    "called exact."
 )
 
 
@@ -250,6 +257,8 @@ def _turns(policy: Policy) -> str:
 
 def _packing(policy: Policy, loss: Loss | None) -> str:
     name = policy.transfer.codec
+    if name == AUTO:
+        return _AUTO_TEXT
     text = f"Codec {name}: {CODEC_TEXTS[name]}."
     if name not in LOSSY:
         return text

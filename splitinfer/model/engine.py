@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, layout_of
@@ -127,6 +128,11 @@ class Engine:
     def vocabulary(self) -> int:
         """Return how many token ids the model has."""
         return int(self._loaded.model.get_input_embeddings().num_embeddings)
+
+    @property
+    def directory(self) -> Path:
+        """Return the directory that the model was loaded from."""
+        return self._loaded.directory
 
     @property
     def parameters(self) -> int:

@@ -15,6 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import cases_artefact
 import cases_chunks
 import cases_form
 import cases_head
@@ -45,6 +46,7 @@ PARTS = (
     cases_turns,
     cases_resume,
     cases_rows,
+    cases_artefact,
 )
 
 

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from splitinfer import codec as codecs
+from splitinfer.codec.transform import Artefact
 from splitinfer.evaluation.attacks.observed import CapturedCache, CapturedSlab, Part
 from splitinfer.evaluation.attacks.prefixes import Prefixes
 from splitinfer.model.prefill import prefill
@@ -112,11 +113,16 @@ def rounding_variances(capture: CapturedCache, *, relative: float = RELATIVE_ROU
     }
 
 
-def codec_variances(model: PreTrainedModel, codec: str, *, token_ids: Sequence[int]) -> Variances:
-    """Measure what a codec of the product rounds away, on a cache of the attacker's own token ids."""
+def codec_variances(
+    model: PreTrainedModel, codec: str, *, token_ids: Sequence[int], artefact: Artefact | None = None
+) -> Variances:
+    """Measure what a codec of the product rounds away, on a cache of the attacker's own token ids.
+
+    `artefact` is that of a calibrated codec.
+    """
     ids = list(token_ids)
     snapshot = prefill(model, ids, steps=[(0, len(ids))])
-    exact, moved = CapturedCache.of(snapshot), CapturedCache.of(codecs.move(snapshot, codec=codec))
+    exact, moved = CapturedCache.of(snapshot), CapturedCache.of(codecs.move(snapshot, codec=codec, artefact=artefact))
     floor = rounding_variances(exact)
     return {
         (mine.layer, mine.part): float((mine.rows - theirs.rows).square().mean()) + floor[mine.layer, mine.part]

@@ -32,7 +32,7 @@ def test_digest_is_sha256_of_the_canonical_json() -> None:
     canonical = (
         '{"audit":{},"fallback":{"on_remote_failure":"refuse"},"mode":"local","model":{"source":"embedded"},'
         '"segments":{"default":"private","rule":[]},'
-        '"transfer":{"allow_q4_small_models":false,"chunk_tokens":512,"codec":"raw","pad":"padme",'
+        '"transfer":{"allow_q4_small_models":false,"allow_uncertified":false,"chunk_tokens":512,"codec":"raw","pad":"padme",'
         '"resume_attempts":2,"verify_rows":0}}'
     )
     assert _digest('mode = "local"') == hashlib.sha256(canonical.encode()).hexdigest()
