@@ -148,7 +148,7 @@ def test_the_log_has_one_call_for_the_whole_session(
 def test_the_cloud_learns_no_token_count_of_the_prompt_beyond_tiles(
     pair: Paired, tiny: Engine, tiny_on_cloud: Engine
 ) -> None:
-    """Two prompts of one number of tiles make the same records; only how random bytes compress differs, by a hundredth."""
+    """Two prompts of as many tiles make the same records; how random bytes compress may differ by a hundredth."""
     seen = []
     for text in ("Ida", "Ida and Bob and Eve"):
         cloud = RoundsCloud(pair, tiny_on_cloud)
