@@ -30,6 +30,8 @@ def runs(cloud: CloudProcess, device: Home) -> Iterator[Runs]:
     """Two processes on one device that both stream an answer from the cloud, long enough to be stopped in it."""
     command = [sys.executable, "-m", "splitinfer", "--home", str(device.path), "run", "--policy", "sealed-decode"]
     command += ["--private-text", f"Who is {CANARY}?", *LONG]
+    # A child of a background job ignores Ctrl-C, and so would these, were it not handled here when they start.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()}
     with (
         subprocess.Popen([*command, "--seed", "3"], **options) as first,
@@ -40,6 +42,7 @@ def runs(cloud: CloudProcess, device: Home) -> Iterator[Runs]:
             # It must not end before the second has begun, however busy the machine.
             first.send_signal(signal.SIGSTOP)
             _await_answer(second)
+            signal.signal(signal.SIGINT, handler)
             yield first, second
         finally:
             first.kill()
