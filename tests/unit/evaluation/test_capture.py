@@ -207,6 +207,12 @@ def test_an_evaluation_of_nothing_is_refused(loaded: LoadedModel) -> None:
         evaluate([], loaded, Settings())
 
 
+def test_a_codec_that_differs_from_run_to_run_is_refused(loaded: LoadedModel) -> None:
+    policy = policy_of("sealed-decode", transfer={"codec": "auto", "max_kl": 0.01})
+    with pytest.raises(UsageError, match="each by itself"):
+        evaluate([("p", policy)], loaded, Settings())
+
+
 def test_an_unknown_attack_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="telepathy"):
         require_attacks("dictionary,telepathy")
