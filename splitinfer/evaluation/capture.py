@@ -56,7 +56,7 @@ class Exposure:
     `embeddings` are noised inputs [tokens, hidden] where those were seen; `noise_sigma` is the standard deviation that
     the policy publishes, None without noise, and `noise_post` what was done to the noised rows;
     `is_noised_cache` tells that the finished cache was noised instead, by how much is the attacker's to measure.
-    `opaque_bytes` counts, by kind, what was seen and is kept from the seat by design.
+    `counted_bytes` counts, by kind, what was seen and is no private text, or is kept from the seat by design.
     """
 
     seat: Seat
@@ -71,7 +71,7 @@ class Exposure:
     noise_sigma: float | None = None
     noise_post: str = "none"
     is_noised_cache: bool = False
-    opaque_bytes: Mapping[str, int] = field(default_factory=dict)
+    counted_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_noised(self) -> bool:
@@ -110,7 +110,7 @@ class Exposure:
             parts.append(f"{len(self.embeddings)} embeddings{noise}")
         if self.answered:
             parts.append(f"{len(self.answered)} tokens of the answer")
-        parts += [f"{size:,} bytes of {kind}, which it cannot read" for kind, size in self.opaque_bytes.items()]
+        parts += [f"{size:,} bytes of {kind}" for kind, size in self.counted_bytes.items()]
         return ", ".join(parts) or "nothing"
 
 
@@ -218,7 +218,7 @@ class Stage:
     def _exposures(self, tokens: PromptTokens, certificate: Certificate | None) -> dict[Seat, Exposure]:
         network = Exposure(Seat.NETWORK, {}, transcript=self._watched.transcript)
         handed = self._inner.handed
-        recipient = replace(_recipient(handed, self._watched.transcript), opaque_bytes=handed.opaque_bytes)
+        recipient = replace(_recipient(handed, self._watched.transcript), counted_bytes=handed.counted_bytes)
         if certificate is not None:
             recipient = replace(
                 recipient,
