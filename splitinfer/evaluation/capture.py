@@ -29,7 +29,7 @@ from splitinfer.joint.offline import prepare_pool
 from splitinfer.model.engine import Engine
 from splitinfer.noise.certificate import Certificate
 from splitinfer.noised import with_public_end
-from splitinfer.session import Session
+from splitinfer.session import Session, load_artefact
 from splitinfer.transport.memory import MemoryTransport
 from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
@@ -54,8 +54,9 @@ class Exposure:
     `tokens` is None where not even the prompt's length was seen. `public` is granted to every seat: public text and the
     template by position, which anybody may have. `answered` are the ids of an answer that the seat itself decoded.
     `embeddings` are noised inputs [tokens, hidden] where those were seen; `noise_sigma` is the standard deviation that
-    the policy publishes, None without noise, and `noise_post` what was done to the noised rows.
-    `opaque_bytes` counts, by kind, what was seen and is kept from the seat by design.
+    the policy publishes, None without noise, and `noise_post` what was done to the noised rows;
+    `is_noised_cache` tells that the finished cache was noised instead, by how much is the attacker's to measure.
+    `counted_bytes` counts, by kind, what was seen and is no private text, or is kept from the seat by design.
     """
 
     seat: Seat
@@ -69,7 +70,13 @@ class Exposure:
     embeddings: torch.Tensor | None = field(default=None, repr=False)
     noise_sigma: float | None = None
     noise_post: str = "none"
-    opaque_bytes: Mapping[str, int] = field(default_factory=dict)
+    is_noised_cache: bool = False
+    counted_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_noised(self) -> bool:
+        """Tell whether private text is seen through noise, on embeddings or on the finished cache."""
+        return self.noise_sigma is not None or self.is_noised_cache
 
     @property
     def likely_sigma(self) -> float | None:
@@ -96,13 +103,14 @@ class Exposure:
             parts.append(f"{len(self.in_clear)} token ids in clear")
         if self.cache is not None:
             noise = "" if self.noise_sigma is None else f" through noise of sigma {self.noise_sigma:.3g}"
+            noise = " through noise on its rows" if self.is_noised_cache else noise
             parts.append(f"a cache of {self.cache.tokens} tokens{noise}")
         if self.embeddings is not None:
             noise = "" if self.noise_sigma is None else f" through noise of sigma {self.noise_sigma:.3g}"
             parts.append(f"{len(self.embeddings)} embeddings{noise}")
         if self.answered:
             parts.append(f"{len(self.answered)} tokens of the answer")
-        parts += [f"{size:,} bytes of {kind}, which it cannot read" for kind, size in self.opaque_bytes.items()]
+        parts += [f"{size:,} bytes of {kind}" for kind, size in self.counted_bytes.items()]
         return ", ".join(parts) or "nothing"
 
 
@@ -122,7 +130,10 @@ class Captured:
 
 
 class Stage:
-    """A device and a curious cloud in one process, under one policy; made by `open`."""
+    """A device and a curious cloud in one process, under one policy; made by `open`.
+
+    `artefact` is the model's, of calibrated codecs: public, as the model is.
+    """
 
     def __init__(
         self,
@@ -136,6 +147,7 @@ class Stage:
     ) -> None:
         self.policy, self.engine, self._device = policy, engine, device
         self._session, self._watched, self._inner = session, cloud, inner
+        self.artefact = load_artefact(engine, home=device)
 
     @classmethod
     @contextmanager
@@ -206,9 +218,14 @@ class Stage:
     def _exposures(self, tokens: PromptTokens, certificate: Certificate | None) -> dict[Seat, Exposure]:
         network = Exposure(Seat.NETWORK, {}, transcript=self._watched.transcript)
         handed = self._inner.handed
-        recipient = replace(_recipient(handed, self._watched.transcript), opaque_bytes=handed.opaque_bytes)
+        recipient = replace(_recipient(handed, self._watched.transcript), counted_bytes=handed.counted_bytes)
         if certificate is not None:
-            recipient = replace(recipient, noise_sigma=certificate.sigma, noise_post=certificate.post)
+            recipient = replace(
+                recipient,
+                noise_sigma=certificate.sigma,
+                noise_post=certificate.post,
+                is_noised_cache=certificate.mechanism != "embedding",
+            )
         private = set(tokens.private_positions)
         public = {place: token for place, token in enumerate(tokens.token_ids) if place not in private}
         return {seen.seat: replace(seen, public=public) for seen in (network, recipient)}

@@ -18,6 +18,7 @@ from splitinfer.home.cloud_state import allow_device, allowed_devices, make_repl
 from splitinfer.home.mask_marks import MarkFiles
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.model.engine import Engine
+from splitinfer.session import load_artefact
 
 __all__ = ["Scratch"]
 
@@ -58,4 +59,5 @@ class Scratch:
             clock=time.time,
             randomness=secrets.token_bytes,
             halves=make_halves(engine, marks=MarkFiles(cloud)),
+            artefact=load_artefact(engine, home=cloud),
         )

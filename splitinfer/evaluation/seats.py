@@ -29,7 +29,10 @@ from splitinfer.rounds import Operation, Record
 __all__ = ["CuriousCloud", "Handed", "WatchedCloud"]
 
 _WITHOUT_CONTENTS = (Route.KEYSET, Route.STATE, Route.RESUME)
-_PROTECTED = {"homomorphic": "ciphertexts", "masked": "one-time-masked numbers"}
+_PROTECTED = {
+    "homomorphic": "ciphertexts, which it cannot read",
+    "masked": "one-time-masked numbers, which it cannot read",
+}
 # What is no secret in either mode: nothing of it is private text.
 _RECORD_KINDS = {
     Operation.OPEN: "public keys and parameters",
@@ -52,7 +55,7 @@ class Handed:
     calls: int = 0
     read: int = 0
     unread: str = "nothing"
-    opaque_bytes: dict[str, int] = field(default_factory=dict)
+    counted_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def answered(self) -> tuple[int, ...]:
@@ -74,13 +77,13 @@ class Handed:
             return
         self.read += 1
 
-    def keep_opaque(self, kind: str, size_bytes: int) -> None:
-        """Count contents that a mode keeps from its recipient by design, as ciphertexts or masked numbers are kept.
+    def keep_count(self, kind: str, size_bytes: int) -> None:
+        """Count contents that hold no private text, or keep it from the recipient by design, as ciphertexts do.
 
         `kind` says in words what they are; a seat calls this where it knows that, and never for what it merely does
         not understand.
         """
-        self.opaque_bytes[kind] = self.opaque_bytes.get(kind, 0) + size_bytes
+        self.counted_bytes[kind] = self.counted_bytes.get(kind, 0) + size_bytes
 
     def require_complete(self) -> None:
         """Refuse to report on calls whose contents were not read: nothing seen would look like nothing leaked.
@@ -151,7 +154,7 @@ class _WatchedHalf:
 
     def answer(self, record: Record) -> Record:
         kind = _RECORD_KINDS.get(record.operation, _PROTECTED[self._protection])
-        self._handed.keep_opaque(kind, record.size_bytes)
+        self._handed.keep_count(kind, record.size_bytes)
         return self._half.answer(record)
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "PerSlab",
     "Variances",
     "codec_variances",
+    "noise_variances",
     "rounding_variances",
 ]
 
@@ -127,6 +128,19 @@ def codec_variances(
     return {
         (mine.layer, mine.part): float((mine.rows - theirs.rows).square().mean()) + floor[mine.layer, mine.part]
         for mine, theirs in zip(exact.slabs, moved.slabs, strict=True)
+    }
+
+
+def noise_variances(exact: CapturedCache, noised: CapturedCache, *, first: int) -> Variances:
+    """Measure the noise of each head on a release of the attacker's own: rows from `first` on, whose exact ones it has.
+
+    A clip's part in the difference counts as noise.
+    """
+    floor = rounding_variances(exact)
+    return {
+        (mine.layer, mine.part): (mine.rows - theirs.rows)[:, first:].double().square().mean((1, 2))
+        + floor[mine.layer, mine.part]
+        for mine, theirs in zip(exact.slabs, noised.slabs, strict=True)
     }
 
 

@@ -118,9 +118,9 @@ def test_contents_that_no_seat_reads_are_not_reported_as_nothing_leaked() -> Non
 def test_contents_that_are_kept_from_the_seat_by_design_are_counted_as_such() -> None:
     handed = Handed()
     for size in (100, 20):
-        handed.keep_opaque("ciphertexts", size)
-    exposure = Exposure(Seat.RECIPIENT, {}, opaque_bytes=handed.opaque_bytes)
-    assert exposure.sentence() == "120 bytes of ciphertexts, which it cannot read"
+        handed.keep_count("ciphertexts", size)
+    exposure = Exposure(Seat.RECIPIENT, {}, counted_bytes=handed.counted_bytes)
+    assert exposure.sentence() == "120 bytes of ciphertexts"
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("masked", "one-time-masked numbers"), ("homomorphic", "ciphertexts")])
@@ -129,8 +129,10 @@ def test_rounds_show_the_cloud_that_they_take_place_and_no_token(engine: Engine,
         run = stage.run(make_prompts(1, seed=0, document_rows=1)[0], params=SamplingParams(max_new_tokens=2))
     recipient = run.exposures[Seat.RECIPIENT]
     assert (recipient.in_clear, recipient.cache, recipient.embeddings, recipient.answered) == ({}, None, None, ())
-    assert recipient.opaque_bytes[kind] > 1000
+    assert recipient.counted_bytes[f"{kind}, which it cannot read"] > 1000
     assert f"bytes of {kind}, which it cannot read" in recipient.sentence()
+    assert "bytes of public keys and parameters" in recipient.sentence()
+    assert "parameters, which" not in recipient.sentence()
     network = run.exposures[Seat.NETWORK].transcript
     assert network is not None
     assert network.bytes("up") == run.cost.bytes_up
@@ -205,6 +207,12 @@ def test_an_evaluation_sets_leakage_utility_and_cost_side_by_side(loaded: Loaded
 def test_an_evaluation_of_nothing_is_refused(loaded: LoadedModel) -> None:
     with pytest.raises(UsageError, match="at least one policy"):
         evaluate([], loaded, Settings())
+
+
+def test_a_codec_that_differs_from_run_to_run_is_refused(loaded: LoadedModel) -> None:
+    policy = policy_of("sealed-decode", transfer={"codec": "auto", "max_kl": 0.01})
+    with pytest.raises(UsageError, match="each by itself"):
+        evaluate([("p", policy)], loaded, Settings())
 
 
 def test_an_unknown_attack_is_refused_by_name() -> None:
