@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import json
-
 from splitinfer.errors import UsageError
-from splitinfer.home.folder import Home, locked, write_private
+from splitinfer.home.folder import Home
+from splitinfer.home.json_table import JsonTable
 from splitinfer.noise.clipping import ClipPlan, SlabClip
 
 __all__ = ["ClipFile"]
-
-_FILE, _LOCK = "clips.json", ".clips.lock"
 
 
 class ClipFile:
     """Clip plans by weights digest; a file that cannot be read counts as empty."""
 
     def __init__(self, home: Home) -> None:
-        self._home = home
+        self._table = JsonTable(home, "clips")
 
     def get(self, weights_sha256: str) -> ClipPlan | None:
         """Return what was found for this model, or None."""
-        return _plan(self._load().get(weights_sha256))
+        return _plan(self._table.load().get(weights_sha256))
 
     def put(self, weights_sha256: str, plan: ClipPlan) -> None:
         """Store a plan; raises StateError where the file cannot be written."""
         slabs = [[slab.name, slab.dim, slab.clip_norm.hex(), slab.weight.hex()] for slab in plan.slabs]
         entry = {"quantile": plan.quantile.hex(), "public_rows": plan.public_rows, "slabs": slabs}
-        with locked(self._home.path / _LOCK):
-            stored = {**self._load(), weights_sha256: entry}
-            write_private(self._home.path / _FILE, json.dumps(stored, sort_keys=True) + "\n")
-
-    def _load(self) -> dict[str, object]:
-        try:
-            stored = json.loads((self._home.path / _FILE).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
+        self._table.update(weights_sha256, lambda _: entry)
 
 
 def _plan(stored: object) -> ClipPlan | None:
