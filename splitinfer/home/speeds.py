@@ -6,16 +6,15 @@ one is believed at once and a slower one by a fifth at a time.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import fields, replace
 
-from splitinfer.home.folder import Home, locked, write_private
+from splitinfer.home.folder import Home
+from splitinfer.home.json_table import JsonTable
 from splitinfer.selector import Speeds
 
 __all__ = ["SpeedFile"]
 
-_FILE, _LOCK = "speeds.json", ".speeds.lock"
 _BELIEF = 0.2
 
 
@@ -23,33 +22,26 @@ class SpeedFile:
     """Measured speeds; a file that cannot be read counts as empty."""
 
     def __init__(self, home: Home) -> None:
-        self._home = home
+        self._table = JsonTable(home, "speeds")
 
     def get(self, recipient: str) -> Speeds:
         """Return what was measured with this recipient, the defaults for what was not."""
-        return replace(Speeds(), **self._known(recipient))
+        return replace(Speeds(), **_known(self._table.load().get(recipient)))
 
     def put(self, recipient: str, **measured: float) -> None:
         """Mix measured speeds in, named as the fields of `Speeds`; raises StateError where it cannot be written."""
-        with locked(self._home.path / _LOCK):
-            stored = self._load()
-            known = self._known(recipient)
-            mixed = {name: _mixed(name, known.get(name), value) for name, value in measured.items()}
-            stored[recipient] = {**known, **mixed}
-            write_private(self._home.path / _FILE, json.dumps(stored, sort_keys=True) + "\n")
 
-    def _known(self, recipient: str) -> dict[str, float]:
-        entry = self._load().get(recipient)
-        names = {field.name for field in fields(Speeds)}
-        found = entry.items() if isinstance(entry, dict) else ()
-        return {name: float(value) for name, value in found if name in names and _is_speed(value)}
+        def mix(entry: object) -> dict[str, float]:
+            known = _known(entry)
+            return {**known, **{name: _mixed(name, known.get(name), value) for name, value in measured.items()}}
 
-    def _load(self) -> dict[str, object]:
-        try:
-            stored = json.loads((self._home.path / _FILE).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
+        self._table.update(recipient, mix)
+
+
+def _known(entry: object) -> dict[str, float]:
+    names = {field.name for field in fields(Speeds)}
+    found = entry.items() if isinstance(entry, dict) else ()
+    return {name: float(value) for name, value in found if name in names and _is_speed(value)}
 
 
 def _is_speed(value: object) -> bool:
