@@ -27,6 +27,7 @@ from typing import TypeVar
 
 from splitinfer import codec, schedule
 from splitinfer.answer import Answer, EgressSummary
+from splitinfer.asks import Ask, Common, Place, close_ask, decode_ask, prefill_ask, rounds_ask, rows_ask
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, wipe
 from splitinfer.codec.sinks import CacheSink
@@ -43,17 +44,7 @@ from splitinfer.errors import (
     UsageError,
     VerificationError,
 )
-from splitinfer.exchange import (
-    Ask,
-    Common,
-    Exchange,
-    Place,
-    close_ask,
-    decode_ask,
-    prefill_ask,
-    rounds_ask,
-    rows_ask,
-)
+from splitinfer.exchange import Exchange
 from splitinfer.handoff import Label, PromptTokens, Route, SamplingParams, Segment
 from splitinfer.joint.link import RoundsLink
 from splitinfer.joint.work import Work, work_for
