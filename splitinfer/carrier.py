@@ -23,7 +23,7 @@ from splitinfer.errors import (
     UsageError,
     VerificationError,
 )
-from splitinfer.handoff import Reply, Route, Transport, VerifiedRecipient
+from splitinfer.handoff import Route, Source, Transport, VerifiedRecipient
 from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
 from splitinfer.resume import read_all
@@ -155,7 +155,7 @@ class Carrier(ABC):
         )
         return self._sealed
 
-    def _opened(self, raw: Reply, sealed: SealedAsk, recipient: VerifiedRecipient) -> OpenedReply:
+    def _opened(self, raw: Source, sealed: SealedAsk, recipient: VerifiedRecipient) -> OpenedReply:
         self.reply = open_reply(raw, sealed.sent(recipient), self._expected)
         return self.reply
 

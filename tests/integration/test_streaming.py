@@ -34,7 +34,7 @@ MODES = ("sealed-prefill", "sealed-decode")
 @pytest.fixture(autouse=True)
 def patient_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine too, a device begins to send at once."""
-    monkeypatch.setattr("splitinfer.flow.PAUSE_SECONDS", float("inf"))
+    monkeypatch.setattr("splitinfer.ways.cloud_decode.PAUSE_SECONDS", float("inf"))
 
 
 class Watched:
