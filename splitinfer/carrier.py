@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -32,7 +33,7 @@ from splitinfer.sealing.receipt import Receipt
 from splitinfer.sealing.signing import signer
 from splitinfer.sealing.transfer import SealedBody, TransferKeys, seal_request
 
-__all__ = ["Carrier", "SealedAsk", "read_keyset"]
+__all__ = ["Carrier", "Lent", "SealedAsk", "read_keyset"]
 
 MAX_KEYSET_BYTES = 64 * 1024
 _VERBS = {"prefill": "prefill", "decode": "decode", "rounds": "compute in rounds"}
@@ -93,21 +94,21 @@ def seal_ask(
     return SealedAsk(manifest, body, keys, own_id)
 
 
+class Lent(TypedDict):
+    """What a device lends to every carrier, by keyword."""
+
+    device_key: Ed25519PrivateKey
+    expected: Expectations
+    clock: Callable[[], float]
+    randomness: Callable[[int], bytes]
+
+
 class Carrier(ABC):
     """Carries one ask through the permit; afterwards `receipt` is the checked receipt and `reply` what was opened."""
 
-    def __init__(
-        self,
-        permit: Permit,
-        transport: Transport,
-        *,
-        device_key: Ed25519PrivateKey,
-        expected: Expectations,
-        clock: Callable[[], float],
-        randomness: Callable[[int], bytes],
-    ) -> None:
-        self._permit, self._transport, self._device_key = permit, transport, device_key
-        self._expected, self._clock, self._randomness = expected, clock, randomness
+    def __init__(self, permit: Permit, transport: Transport, **lent: Unpack[Lent]) -> None:
+        self._permit, self._transport, self._device_key = permit, transport, lent["device_key"]
+        self._expected, self._clock, self._randomness = lent["expected"], lent["clock"], lent["randomness"]
         self._recipient: VerifiedRecipient | None = None
         self._sealed: SealedAsk | None = None
         self.reply: OpenedReply | None = None

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TypeVar, Unpack
 
 from splitinfer.asks import Ask
 from splitinfer.attestation.appraise import SeenKeysets
-from splitinfer.carrier import Carrier
+from splitinfer.carrier import Carrier, Lent
 from splitinfer.egress.gate import CallRecord, Permit
 from splitinfer.errors import LayoutMismatchError, ManifestError, TransportError
 from splitinfer.handoff import CacheSink, Transport, VerifiedRecipient
-from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.replies import OpenedReply
 from splitinfer.resume import LastingReply, Sent
 from splitinfer.sealing.frames import Frame, frame_count
@@ -34,20 +31,8 @@ T = TypeVar("T")
 class Exchange(Carrier):
     """Carries one ask through the permit; afterwards `receipt` is the checked receipt and `reply` what was opened."""
 
-    def __init__(
-        self,
-        permit: Permit,
-        transport: Transport,
-        *,
-        device_key: Ed25519PrivateKey,
-        expected: Expectations,
-        clock: Callable[[], float],
-        randomness: Callable[[int], bytes],
-        resume_attempts: int = 0,
-    ) -> None:
-        super().__init__(
-            permit, transport, device_key=device_key, expected=expected, clock=clock, randomness=randomness
-        )
+    def __init__(self, permit: Permit, transport: Transport, *, resume_attempts: int = 0, **lent: Unpack[Lent]) -> None:
+        super().__init__(permit, transport, **lent)
         self._resume_attempts = resume_attempts
         self._appraise: Callable[[], VerifiedRecipient] | None = None
         self._raw: LastingReply | None = None

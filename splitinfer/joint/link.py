@@ -8,17 +8,15 @@ The connection is opened once. However a session ends, the cloud is told the sam
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import Unpack
 
 from splitinfer.asks import Ask
-from splitinfer.carrier import Carrier, SealedAsk
+from splitinfer.carrier import Carrier, Lent, SealedAsk
 from splitinfer.egress.gate import CallRecord, Permit
 from splitinfer.errors import LayoutMismatchError, SplitInferError, TruncatedError, UsageError
 from splitinfer.handoff import Link, Route, Transport, VerifiedRecipient
-from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.records import read_record
 from splitinfer.receive.replies import OpenedReply
 from splitinfer.rounds import Operation, Record
@@ -39,19 +37,8 @@ class RoundsLink(Carrier):
     `close` sends the same last record and disregards what comes back.
     """
 
-    def __init__(
-        self,
-        permit: Permit,
-        transport: Transport,
-        *,
-        device_key: Ed25519PrivateKey,
-        expected: Expectations,
-        clock: Callable[[], float],
-        randomness: Callable[[int], bytes],
-    ) -> None:
-        super().__init__(
-            permit, transport, device_key=device_key, expected=expected, clock=clock, randomness=randomness
-        )
+    def __init__(self, permit: Permit, transport: Transport, **lent: Unpack[Lent]) -> None:
+        super().__init__(permit, transport, **lent)
         self._parts: deque[bytes] = deque()
         self._link: Link | None = None
         self._call: CallRecord | None = None
