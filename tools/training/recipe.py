@@ -46,6 +46,7 @@ _PHASES = (
     _Phase(1200, 2048, (0.05, 0.15, 0.25, 0.3, 0.2, 0.05), rests_apart=False),
     _Phase(1400, 2048, (0.03, 0.12, 0.2, 0.3, 0.25, 0.1)),
     _Phase(1800, 2048, (0.02, 0.1, 0.15, 0.25, 0.28, 0.2)),
+    _Phase(2300, 2048, (0.06, 0.22, 0.18, 0.22, 0.18, 0.14)),
 )
 
 
@@ -53,13 +54,13 @@ _PHASES = (
 class Recipe:
     """Everything that the weights depend on."""
 
-    steps: int = 6000
+    steps: int = 4000
     seed: int = 0
     processes: int = 2
     matrix_rate: float = 0.01
     vector_rate: float = 4e-3
     warm_up: int = 100
-    decay_steps: int = 1000
+    decay_steps: int = 1400
     look_weight: float = 0.5
     shape: Shape = field(default_factory=Shape)
 

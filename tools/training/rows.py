@@ -241,7 +241,7 @@ def _free_tokens(tokenizer: Tokenizer) -> list[int]:
     return [
         token
         for text, token in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        if token not in kept and any(letter.isalpha() for letter in tokenizer.decode([token]))
+        if token not in kept and not text.startswith(".") and any(map(str.isalpha, tokenizer.decode([token])))
     ]
 
 
