@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench bench-model bench-attacks bench-homomorphic evaluate evaluate-noise clean
+.PHONY: help setup demo test test-all check bench bench-model bench-attacks bench-homomorphic evaluate evaluate-noise calibrate clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,12 +39,17 @@ bench: $(STAMP)  ## every benchmark, at most 15 minutes on 2 cores; writes docs/
 bench-model: $(STAMP)  ## exact match of the embedded model by context length and question kind, into its model card
 	$(BIN)/python benchmarks/embedded_model.py --write
 
+calibrate: $(STAMP)  ## the embedded model's artefact of ftc1 and its certificates, after its weights changed; minutes
+	$(BIN)/python tools/write_calibration_text.py --out build/calibration.txt
+	$(BIN)/splitinfer model calibrate embedded --first-tokens 1 --corpus build/calibration.txt --out splitinfer/embedded
+	$(BIN)/splitinfer model measure embedded --out splitinfer/embedded $(foreach level,2 1.5 1 0.75 0.5 0.375,--codec ftc1-$(level))
+
 bench-attacks: $(STAMP)  ## the bars of the attacks: what unprotected, rounded, obfuscated, noised caches give away
 	$(BIN)/python benchmarks/attacks.py
 
 evaluate: $(STAMP)  ## every attack on every built-in policy, at most 15 minutes on 2 cores; writes build/evaluation
 	$(BIN)/splitinfer evaluate local public-prefix sealed-prefill sealed-decode noised-prefill noised-decode \
-		--out build/evaluation
+		masked homomorphic --out build/evaluation
 
 evaluate-noise: $(STAMP)  ## the long study of noise: leakage and utility over sigma; writes build/evaluation-noise
 	$(BIN)/splitinfer evaluate noised-prefill noised-decode --prompts 20 --sigma 0.02 --sigma 0.05 --sigma 0.1 --sigma 0.15 --sigma 0.2 \

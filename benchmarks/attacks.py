@@ -172,7 +172,7 @@ def architectures(_: LoadedModel, scale: Scale) -> Iterator[Bar]:
 
 def quantised(loaded: LoadedModel, scale: Scale) -> Iterator[Bar]:
     """Attack 2 on caches that went through the product's lossy codecs."""
-    model = loaded.model
+    model, texts = loaded.model, Attacker(loaded).texts
     own = [one for ids in prompts_of(loaded, 1, scale.calibration, seed=99) for one in ids]
     for name, mark in (("q8", 0.995), ("q4", 0.95)):
         variances = codec_variances(model, name, token_ids=own)
@@ -180,7 +180,8 @@ def quantised(loaded: LoadedModel, scale: Scale) -> Iterator[Bar]:
         for ids in prompts_of(loaded, scale.prompts, scale.tokens):
             moved = codec.move(prefill(model, ids, steps=[(0, len(ids))]), codec=name)
             likelihood = CacheLikelihood(CapturedCache.of(moved), variances)
-            shares.append(share(recover(model, likelihood, tokens=len(ids), beam=Beam(width=4)).token_ids, ids))
+            found = recover(model, likelihood, tokens=len(ids), beam=Beam(width=4), texts=texts)
+            shares.append(share(found.token_ids, ids))
         yield Bar(f"posterior, {name}", f"{mean(shares):.2%}", f"{mark:.1%}", mean(shares) >= mark)
 
 

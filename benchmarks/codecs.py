@@ -124,13 +124,15 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--heads", type=int, default=8)
     made.add_argument("--dim", type=int, default=128)
     made.add_argument("--rounds", type=int, default=7)
-    made.add_argument("--codec", action="append", choices=list(codec.CODECS), help="only this one; may be repeated")
+    made.add_argument(
+        "--codec", action="append", choices=list(codec.UNCALIBRATED), help="only this one; may be repeated"
+    )
     args = made.parse_args(argv)
     if args.quick:
         args.tokens, args.layers, args.rounds = 64, 1, 1
     torch.set_num_threads(1)
     table = run(
-        snapshot_of(args.tokens, args.layers, args.heads, args.dim), args.codec or list(codec.CODECS), args.rounds
+        snapshot_of(args.tokens, args.layers, args.heads, args.dim), args.codec or list(codec.UNCALIBRATED), args.rounds
     )
     found = report(
         "codecs",

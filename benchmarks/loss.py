@@ -74,7 +74,7 @@ def scored_windows(loaded: LoadedModel, *, tokens: int, count: int) -> list[Wind
 def sizes(loaded: LoadedModel, windows: list[Window]) -> dict[str, tuple[float, float]]:
     """Return how many times smaller than bfloat16 each codec makes the caches, before and after padding."""
     caches = [prefill(loaded.model, w.token_ids, steps=[(0, w.context_tokens)]) for w in windows]
-    return {name: _times_smaller(caches, name) for name in codec.CODECS}
+    return {name: _times_smaller(caches, name) for name in codec.UNCALIBRATED}
 
 
 def _times_smaller(caches: list[CacheSnapshot], name: str) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def _coded_bytes(cache: CacheSnapshot, name: str, tokens: int) -> int:
 def answers_right(loaded: LoadedModel, drawn: list[Context]) -> dict[str, int]:
     """Return for each codec how many questions are answered exactly after the prompt's cache moved through it."""
     engine = Engine(loaded)
-    right = dict.fromkeys(codec.CODECS, 0)
+    right = dict.fromkeys(codec.UNCALIBRATED, 0)
     for context in drawn:
         ids = prompt_ids(loaded, context)
         cache = engine.prefill(ids, steps=[(0, len(ids) - 1)])
@@ -131,13 +131,13 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     progress("sizes")
     smaller = sizes(in_bfloat16, windows[: args.caches])
     losses: dict[str, Loss] = {}
-    for name in codec.CODECS:
+    for name in codec.UNCALIBRATED:
         progress(f"loss of {name}")
         losses[name] = measure(loaded, windows, through=partial(codec.move, codec=name))
     progress("answers")
     drawn = contexts(loaded, tokens=args.tokens, count=args.questions)
     right = answers_right(loaded, drawn)
-    rows = [_row(name, smaller[name], losses[name], right[name] / len(drawn)) for name in codec.CODECS]
+    rows = [_row(name, smaller[name], losses[name], right[name] / len(drawn)) for name in codec.UNCALIBRATED]
     return report(
         "loss",
         setting=(

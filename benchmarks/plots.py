@@ -97,7 +97,39 @@ def timeline(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-DRAWINGS = {"loss": size_against_loss, "streaming": timeline}
+def bits_against_nll(report: Mapping[str, Any]) -> Figure:
+    """Draw the rise of the answer's nll over size: a line for every codec that has levels, a point for the others."""
+    families: dict[str, list[Mapping[str, Any]]] = {}
+    for row in report["parts"]["quality"]:
+        families.setdefault(_family(row["codec"]), []).append(row)
+    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    for index, (name, rows) in enumerate(families.items()):
+        points = sorted((row["times_smaller"], max(row["nll_rise"], NLL_FLOOR)) for row in rows)
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(*zip(*points, strict=True), f"-{MARKERS[index % len(MARKERS)]}", color=colour, markersize=6)
+        axes.annotate(name, points[-1], textcoords="offset points", xytext=(6, 5), color=colour, annotation_clip=False)
+    axes.axhline(0.01, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(x=0.2)
+    axes.set_xlabel("times smaller than bfloat16, all bytes of the stream")
+    axes.set_ylabel("rise of the answer's nll, nats a token (dotted: .01)")
+    axes.set_title(f"Caches of the embedded model, prompts of {report['prompt_tokens']} tokens", loc="left")
+    return figure
+
+
+NLL_FLOOR = 1e-4
+
+
+def _family(codec: str) -> str:
+    """Return a codec's name without its level."""
+    if codec.startswith("ftc1-"):
+        return "ftc1"
+    name, _, last = codec.rpartition(" ")
+    return name if name and name != "hadamard" and last.replace(".", "").isdigit() else codec
+
+
+DRAWINGS = {"loss": size_against_loss, "streaming": timeline, "transform_codec": bits_against_nll}
 
 
 def save(figure: Figure, path: Path) -> None:

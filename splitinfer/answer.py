@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from splitinfer.egress.gate import Permit
 from splitinfer.noise.certificate import Certificate
 from splitinfer.sealing.receipt import Receipt
+from splitinfer.selector import Choice
 
 __all__ = ["Answer", "EgressSummary"]
 
@@ -59,6 +60,7 @@ class Answer:
     mode `local`. `receipt` is the recipient's signed receipt, checked against the log, or None where nothing left.
     `base_tokens` of the prompt came from earlier turns of the session: nothing of them was sent, received or, in mode
     `local`, computed again; the others are `new_tokens`.
+    `choice` is what codec "auto" chose and what it expected, None under a policy that names a codec.
     `is_reused` tells that the public text's cache came from the device's store, so that nothing left in this run.
     `certificate` says what a noised release promised, None where nothing was noised.
     """
@@ -82,6 +84,7 @@ class Answer:
     audit_root: str
     is_reused: bool = False
     base_tokens: int = 0
+    choice: Choice | None = None
     note: str | None = None
     certificate: Certificate | None = None
 
@@ -119,6 +122,7 @@ class Answer:
             "exact": self.exact,
             "is_fallback": self.is_fallback,
             "is_reused": self.is_reused,
+            "choice": self.choice.to_json() if self.choice else None,
             "receipt": self.receipt.model_dump(mode="json") if self.receipt else None,
             "audit_size": self.audit_size,
             "audit_root": self.audit_root,

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from splitinfer.attestation.appraise import SeenKeysets
+from splitinfer.chooser import Chooser
+from splitinfer.codec.transform import Artefact
 from splitinfer.conversation import Conversation
 from splitinfer.egress.gate import Gate
 from splitinfer.handoff import Transport
+from splitinfer.home.clips import ClipFile
 from splitinfer.home.distances import DistanceFile
 from splitinfer.masking.pool import MaskPool
 from splitinfer.model.engine import Engine
@@ -27,8 +30,9 @@ class Device:
 
     `conversation` is what the session remembers between its runs. `store` is None where no cache is kept: in every
     mode but `public-prefix`, or where policy or caller say so. `masks` opens the pool of mode `masked`, else None.
-    `distances` are the sensitivities found before, None where each run finds its own; `measured` is what an evaluation
-    found of this policy on this model, where there was one.
+    `artefact` is for calibrated codecs, `chooser` for codec "auto".
+    `distances` are the sensitivities found before, `clips` the clip norms, None where each run finds its own;
+    `measured` is what an evaluation found of this policy on this model, where there was one.
     """
 
     policy: Policy
@@ -43,7 +47,10 @@ class Device:
     conversation: Conversation
     on_prefill: Callable[[int, int], None] | None = None
     store: CacheStore | None = None
+    artefact: Artefact | None = None
+    chooser: Chooser | None = None
     distances: DistanceFile | None = None
+    clips: ClipFile | None = None
     measured: Measured | None = None
     masks: Callable[[], MaskPool] | None = field(default=None, repr=False)
 

@@ -24,9 +24,11 @@ SplitInferError
 │   ├── TruncatedError
 │   ├── ReplayError
 │   ├── SessionLostError
+│   ├── ArtefactMismatchError
 │   └── LayoutMismatchError
 ├── CodecError                     exit 7
 │   ├── UnknownCodecError
+│   ├── ArtefactError
 │   └── UnsupportedCacheError
 ├── AuditLogError                  exit 6
 │   └── BrokenLogError
@@ -49,6 +51,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 __all__ = [
+    "ArtefactError",
+    "ArtefactMismatchError",
     "AttestationError",
     "AuditLogError",
     "AuthenticationError",
@@ -269,6 +273,12 @@ class SessionLostError(VerificationError):
     code = "session_lost"
 
 
+class ArtefactMismatchError(VerificationError):
+    """Both sides do not hold the same calibrated artefact of a codec."""
+
+    code = "artefact_mismatch"
+
+
 class LayoutMismatchError(VerificationError):
     """The cache layout or token counts in the manifest do not match the model."""
 
@@ -286,6 +296,12 @@ class UnknownCodecError(CodecError):
     """The codec id is not in the closed table."""
 
     code = "codec_unknown"
+
+
+class ArtefactError(CodecError):
+    """A codec's calibrated artefact is missing, malformed, or made for another model."""
+
+    code = "artefact"
 
 
 class UnsupportedCacheError(CodecError):

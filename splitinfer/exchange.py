@@ -123,6 +123,7 @@ class Common:
     session_id: str
     model: ModelWire
     numerics: NumericsWire
+    artefact_sha256: str | None = None
 
 
 def prefill_ask(
@@ -195,7 +196,13 @@ def decode_ask(
         sampling=SamplingWire.of(params),
     )
     total = packed.size_bytes
-    return Ask(Route.DECODE, manifest, _Slabs(packed), total, schedule.cache_chunk_bytes(total))
+    return Ask(
+        Route.DECODE,
+        manifest,
+        _Slabs(packed),
+        total,
+        schedule.cache_chunk_bytes(total, is_small=common.artefact_sha256 is not None),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +241,7 @@ def _manifest(
         kind=kind,
         protection="sealed",
         codec=common.codec,
+        artefact_sha256=common.artefact_sha256,
         pad=common.pad,
         policy_sha256=common.policy_sha256,
         log_checkpoint="0" * 64,
@@ -462,7 +470,8 @@ def _check_kind(reply: OpenedReply, ask: Ask) -> None:
     kind = "closed" if ask.manifest.kind == "close" else kind
     if (reply.manifest.kind, reply.manifest.frames) != (kind, frames):
         raise LayoutMismatchError("the reply is of another kind or size than was asked for")
-    if reply.manifest.codec != ask.manifest.codec:
+    wanted = (ask.manifest.codec, ask.manifest.artefact_sha256)
+    if (reply.manifest.codec, reply.manifest.artefact_sha256) != wanted:
         raise ManifestError("the reply is in another codec than was asked for")
 
 

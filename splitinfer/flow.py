@@ -8,6 +8,7 @@
     sealed-decode    prefill here -> permit -> cache up while it grows, tokens down
     noised-prefill   charge -> noise -> permit -> noised rows up, their cache down -> decode here
     noised-decode    charge -> noise -> as sealed-decode, of noised rows alone; nothing is remembered
+                     (or, by mechanism: charge -> prefill here -> noise on the whole cache -> cache up, tokens down)
     homomorphic      prefill here -> permit -> cache up as ciphertexts -> decode here, in rounds with the cloud
     masked           prefill here -> permit -> decode here, in rounds with the cloud
 
@@ -60,6 +61,7 @@ from splitinfer.model.embeddings import Rows
 from splitinfer.model.stepwise import Step as RoundStep
 from splitinfer.noise.certificate import Certificate
 from splitinfer.noised import release, require_private, with_public_end
+from splitinfer.noised_cache import charge_cache, noises_cache
 from splitinfer.partial import Part, salvage
 from splitinfer.placement import Plan, Step, place
 from splitinfer.recall import LOST_NOTE, Recall
@@ -70,6 +72,8 @@ from splitinfer.reuse import Shelf, shelf_for
 from splitinfer.row_check import RowCheck
 from splitinfer.sealing.frames import FrameKind
 from splitinfer.sealing.manifest import ModelWire, NumericsWire
+from splitinfer.selector import Choice, opening_seconds
+from trust_models.codecs import AUTO, CALIBRATED
 from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
 
@@ -79,6 +83,8 @@ Carrier = TypeVar("Carrier", Exchange, RoundsLink)
 
 # Well within the silence of 30 s that a cloud bears by default.
 PAUSE_SECONDS = 20.0
+# Fewer tokens say little of a device's speed.
+LEAST_TIMED_TOKENS = 64
 CLEAR_FIELDS = ("version", "suite", "transfer_id", "keyset_digest", "sender_id", "chunk_bytes", "expires_at")
 RECORD_CLEAR_FIELDS = ("counter", "step", "layer", "operation", "part", "final", "length")
 _ROUNDS = (TrustMode.HOMOMORPHIC, TrustMode.MASKED)
@@ -108,6 +114,7 @@ class _Progress:
     growing: GrowingCache | None = field(default=None, repr=False)
     generation: int = 0
     part: Part | None = None
+    choice: Choice | None = None
     certificate: Certificate | None = None
 
     def saw_token(self, token_id: int) -> None:
@@ -167,6 +174,11 @@ class Flow:
         if self._plan.mode is TrustMode.LOCAL:
             yield from self._local()
             return
+        choice = self._progress.choice = self._chosen()
+        if choice is not None and choice.is_local:
+            self._progress.mode = TrustMode.LOCAL
+            yield from self._local()
+            return
         remote = self._sealed_decode if self._plan.decode_on == "cloud" else self._cloud_prefill
         if MODES[self._plan.mode].is_noised:
             remote = self._noised_decode if self._plan.decode_on == "cloud" else self._noised_prefill
@@ -185,6 +197,31 @@ class Flow:
             if self._progress.certificate:
                 self._progress.certificate = replace(self._progress.certificate, answer_is_seen=False)
             yield from self._local()
+
+    def _chosen(self) -> Choice | None:
+        """Choose the codec where the policy leaves it open, or that the device computes what the cloud would."""
+        chooser, plan = self._device.chooser, self._plan
+        if chooser is None or plan.mode in _ROUNDS:
+            return None
+        is_decode = plan.decode_on == "cloud"
+        place = self._recall.decode_place() if is_decode else self._recall.prefill_place()
+        tokens = len(self._prompt.token_ids) - 1 if is_decode else plan.prefix_tokens
+        if tokens <= place.base_tokens:
+            return None
+        padded = schedule.pad_new_tokens(tokens, place.base_tokens)
+        return chooser.choose(
+            padded_tokens=padded,
+            base_tokens=place.base_tokens,
+            local_tokens=None if is_decode else padded - place.base_tokens,
+        )
+
+    @property
+    def _codec(self) -> str:
+        """Return the codec of this run's transfer; "auto" before it is chosen, and where nothing is transferred."""
+        choice = self._progress.choice
+        if choice is not None and not choice.is_local:
+            return choice.codec
+        return self._device.policy.transfer.codec
 
     def _may_fall_back(self) -> bool:
         """Only where the policy says so, before the first token, and never after the cloud's authentic refusal."""
@@ -291,9 +328,27 @@ class Flow:
 
     def _noised_decode(self) -> Iterator[str]:
         """Pay and draw once, then as `sealed-decode` on the rows that came of it; nothing of it is remembered."""
+        if noises_cache(self._device.policy):
+            yield from self._noised_cache_decode()
+            return
         noised = release(self._device, self._prompt)
         self._progress.certificate = noised.certificate
         yield from self._sealed_decode(noised.rows)
+
+    def _noised_cache_decode(self) -> Iterator[str]:
+        """Pay once, prefill as `local` does, noise the finished cache; nothing leaves while it grows."""
+        charged = charge_cache(self._device, self._prompt)
+        self._progress.certificate = charged.certificate
+        exact = self._prefill(self._plan.steps)
+        try:
+            noised = charged.noised(exact)
+        finally:
+            wipe(exact)
+        try:
+            self._engine.burn(schedule.pad_tokens(noised.true_tokens) - noised.true_tokens)
+            yield from self._decoded_by_cloud(noised, self._recall.decode_place())
+        finally:
+            wipe(noised)
 
     def _noised_prefill(self) -> Iterator[str]:
         """Pay and draw once, noised rows up, their cache down, decode here; the last token, as it is, stays here."""
@@ -347,10 +402,11 @@ class Flow:
         ids, plan = self._prompt.token_ids, self._plan
         packed = codec.pack(
             cache,
-            codec=self._device.policy.transfer.codec,
+            codec=self._codec,
             padded_tokens=schedule.pad_new_tokens(cache.true_tokens, place.base_tokens),
             base_tokens=place.base_tokens,
             is_shared=True,
+            artefact=self._device.artefact,
         )
         stream = self._engine.text_stream(self._params.stop)
         self._recall.sends(place)
@@ -440,7 +496,13 @@ class Flow:
 
     def _prefill(self, steps: tuple[Step, ...], *, onto: CacheSnapshot | None = None) -> CacheSnapshot:
         progress = self._device.prefill_progress(len(self._prompt.token_ids) - 1)
-        return self._engine.prefill(self._prompt.token_ids, steps=steps, onto=onto, progress=progress)
+        began = time.perf_counter()
+        snapshot = self._engine.prefill(self._prompt.token_ids, steps=steps, onto=onto, progress=progress)
+        tokens = sum(stop - start for start, stop in steps)
+        if self._device.chooser is not None and tokens >= LEAST_TIMED_TOKENS:
+            seconds = max(time.perf_counter() - began, 1e-6)
+            self._device.chooser.learn({"device_tokens_per_second": tokens / seconds})
+        return snapshot
 
     def _decode_here(self, snapshot: CacheSnapshot) -> Iterator[str]:
         ids = self._prompt.token_ids
@@ -512,9 +574,9 @@ class Flow:
         reply = exchange.send(ask, recipient)
         theirs = reply.manifest.numerics
         same = theirs is not None and theirs.numerics() == self._engine.numerics
-        is_exact = same and codec.CODECS[self._device.policy.transfer.codec].is_exact
+        is_exact = same and codec.CODECS[reply.manifest.codec].is_exact
         # Noise makes other tokens than mode `local` does, whatever else is equal.
-        self._progress.is_exact = is_exact and not MODES[self._plan.mode].is_noised
+        self._progress.is_exact = is_exact and not MODES[self._device.policy.mode].is_noised
         return reply
 
     def _receive(
@@ -528,12 +590,30 @@ class Flow:
             padded_tokens=tokens.padded,
             coded_bytes=reply.manifest.coded_bytes,
             base=base,
+            artefact=self._device.artefact,
         )
         try:
-            return exchange.receive_cache(reply, sink)
+            began = time.perf_counter()
+            received = exchange.receive_cache(reply, sink)
+            self._learn(sink.size_bytes, tokens.padded - ask.manifest.session.base_tokens, began, reply.manifest.codec)
+            return received
         except TransportError:
             self._salvage(exchange, sink, rows, base_tokens=base.true_tokens if base else 0)
             raise
+
+    def _learn(self, size_bytes: int, tokens: int, began: float, codec_name: str) -> None:
+        """Tell the chooser how fast that was: the cloud's prefill and the link, which cannot be told apart exactly."""
+        if self._device.chooser is None:
+            return
+        seconds = max(time.perf_counter() - began, 1e-6)
+        cloud = max(self._device.chooser.speeds().cloud_tokens_per_second, tokens / seconds)
+        known = self._device.chooser.speeds()
+        other = tokens / cloud + opening_seconds(size_bytes, known)
+        other += tokens * known.codec_seconds_per_token if codec_name in CALIBRATED else 0.0
+        moving = max(seconds - other, seconds / 10)
+        self._device.chooser.learn(
+            {"cloud_tokens_per_second": tokens / seconds, "link_bytes_per_second": size_bytes / moving}
+        )
 
     def _salvage(self, exchange: Exchange, sink: CacheSink, rows: RowCheck, *, base_tokens: int) -> None:
         """Keep the verified steps of a cache whose connection was lost, where the device is about to take over."""
@@ -557,17 +637,23 @@ class Flow:
             policy_sha256=policy.digest,
             recipient_identity_sha256=self._device.pinned_sha256,
             protection=MODES[policy.mode].protection,
-            codec=ask.packing or policy.transfer.codec,
+            codec=ask.packing or self._wire_codec,
             tokens_bucket=ask.tokens_bucket,
             bytes_up_bound=bound_with_resumes(ask.bytes_up_bound, attempts),
             fields_in_clear=CLEAR_FIELDS + more,
         )
 
+    @property
+    def _wire_codec(self) -> str:
+        """Return the codec for a manifest: a request that carries no cache and asks for none says "raw"."""
+        return "raw" if self._codec == AUTO else self._codec
+
     def _common(self) -> Common:
-        policy = self._device.policy
+        policy, artefact = self._device.policy, self._device.artefact
         return Common(
             policy_sha256=policy.digest,
-            codec=policy.transfer.codec,
+            codec=self._wire_codec,
+            artefact_sha256=artefact.digest if artefact and self._wire_codec in CALIBRATED else None,
             pad=policy.transfer.pad,
             session_id=self._device.conversation.session_id,
             model=ModelWire.of(self._engine.identity),
@@ -576,7 +662,14 @@ class Flow:
 
     def _expectations(self) -> Expectations:
         engine = self._engine
-        return Expectations(engine.identity, engine.layout, engine.max_positions, engine.vocabulary)
+        artefact = self._device.artefact
+        return Expectations(
+            engine.identity,
+            engine.layout,
+            engine.max_positions,
+            engine.vocabulary,
+            artefact.digest if artefact else None,
+        )
 
     def _finished(self) -> Answer:
         progress, prompt, plan = self._progress, self._prompt, self._plan
@@ -605,6 +698,7 @@ class Flow:
             is_reused=progress.is_reused,
             base_tokens=progress.base_tokens,
             certificate=progress.certificate,
+            choice=progress.choice,
             note="; ".join([*([plan.note] if plan.note else []), *progress.notes]) or None,
         )
 

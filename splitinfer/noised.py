@@ -19,7 +19,7 @@ from splitinfer.errors import CryptoParameterError, EgressDeniedError, PolicyErr
 from splitinfer.handoff import PromptTokens
 from splitinfer.model.embeddings import Rows
 from splitinfer.model.engine import Engine
-from splitinfer.noise.accounting import Adjacency, Limit, embedding_event, sigma_for
+from splitinfer.noise.accounting import Adjacency, Limit, NoiseEvent, embedding_event, sigma_for
 from splitinfer.noise.certificate import Certificate, certify
 from splitinfer.noise.embedding import NoisedEmbeddings, TextRows, noise_embeddings
 from splitinfer.noise.ledger import Charge, charge
@@ -28,7 +28,7 @@ from splitinfer.noise.stream import NoiseKey, NoiseStream
 from trust_models.modes import MODES
 from trust_models.noise import Noise
 
-__all__ = ["NoisedPrompt", "release", "require_private", "with_public_end"]
+__all__ = ["NoisedPrompt", "pay", "release", "require_private", "with_public_end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def _sigma(noise: Noise, distance: Distance, tokens: int) -> float:
 def _charged(
     device: Device, noise: Noise, distance: Distance, *, sigma: float, tokens: int, key: NoiseKey
 ) -> Certificate:
-    adjacency, policy = Adjacency(noise.adjacency_tokens), device.policy
+    adjacency = Adjacency(noise.adjacency_tokens)
     event = embedding_event(distance, sigma=sigma, tokens=tokens, key_sha256=key.digest)
     certificate = certify(
         event,
@@ -131,9 +131,16 @@ def _charged(
         sensitivity_is_exact=distance.is_exact,
         sigma=sigma,
         measured=device.measured,
-        answer_is_seen=MODES[policy.mode].decode == "cloud",
+        answer_is_seen=MODES[device.policy.mode].decode == "cloud",
     )
-    wanted = Charge(noise.subject, event, Limit(adjacency, noise.budget_epsilon, noise.stated_delta))
+    pay(device, noise, event, certificate, tokens=tokens)
+    return certificate
+
+
+def pay(device: Device, noise: Noise, event: NoiseEvent, certificate: Certificate, *, tokens: int) -> None:
+    """Charge a release to its subject, durably; `tokens` is a size class. Raises as `release` does for the ledger."""
+    policy, limit = device.policy, Limit(Adjacency(noise.adjacency_tokens), noise.budget, noise.stated_delta)
+    wanted = Charge(noise.subject, event, limit)
     fields = {
         **certificate.record(),
         "mode": policy.mode.value,
@@ -149,7 +156,6 @@ def _charged(
     except (PolicyError, CryptoParameterError) as error:
         _deny(device, error)
         raise
-    return certificate
 
 
 def _deny(device: Device, error: SplitInferError) -> None:

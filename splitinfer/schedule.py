@@ -174,9 +174,13 @@ def _slab(index: int, tensor: TensorLayout, start: int, stop: int) -> Iterator[S
         yield SlabSpec(index, tensor.name, start, stop, row * (stop - start))
 
 
-def cache_chunk_bytes(total_bytes: int) -> int:
-    """Choose a cache stream's chunk size from its slab bytes: the smallest that makes 64 chunks at most, or 1 MiB."""
-    for size in (64 * _KIB, 256 * _KIB):
+def cache_chunk_bytes(total_bytes: int, *, is_small: bool = False) -> int:
+    """Choose a cache stream's chunk size from its slab bytes: the smallest that makes 64 chunks at most, or 1 MiB.
+
+    `is_small` admits the two smallest sizes, for codecs whose caches a chunk of 64 KiB would pad beyond their own size.
+    """
+    sizes = (512, 4 * _KIB, 64 * _KIB, 256 * _KIB)
+    for size in sizes if is_small else sizes[2:]:
         if total_bytes <= 64 * size:
             return size
     return _MIB

@@ -11,39 +11,46 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from splitinfer.answer import Answer
+from splitinfer.calibration.artefacts import Held, find_artefact, find_certificate
+from splitinfer.chooser import Chooser, permitted
+from splitinfer.codec.transform import Artefact
 from splitinfer.conversation import LIMIT_BYTES, Conversation
 from splitinfer.device import Device
 from splitinfer.egress.gate import Gate
 from splitinfer.egress.log import AuditLog
-from splitinfer.errors import ModelMismatchError, SplitInferError, UsageError
+from splitinfer.errors import ArtefactError, ModelMismatchError, SplitInferError, UsageError
 from splitinfer.flow import Flow
 from splitinfer.handoff import SamplingParams, Segment, Transport
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log, receipt_keeper
 from splitinfer.home.cache_store import open_store
+from splitinfer.home.clips import ClipFile
 from splitinfer.home.distances import DistanceFile
 from splitinfer.home.leakage import LeakageFile
 from splitinfer.home.losses import LossFile
 from splitinfer.home.masks import open_masks
 from splitinfer.home.remotes import Remote, load_remote
 from splitinfer.home.seen import SeenFile
+from splitinfer.home.speeds import SpeedFile
 from splitinfer.model.digest_cache import DigestCache
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import load
 from splitinfer.model.sampling import require_sampling_params
+from splitinfer.selector import Speeds
 from splitinfer.store import CacheStore
 from splitinfer.transport.http import HttpTransport
-from trust_models.codecs import require_codec
+from trust_models.codecs import AUTO, CALIBRATED, Loss, require_codec
 from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy, Sampling, resolve
 
-__all__ = ["AnswerStream", "Session", "load_engine"]
+__all__ = ["AnswerStream", "Session", "load_artefact", "load_engine"]
 
 
 _FORGETFUL = (TrustMode.SEALED_PREFILL, TrustMode.HOMOMORPHIC)
@@ -84,10 +91,10 @@ class Session:
         if pin is not None and engine.identity.weights_sha256 != pin:
             found = engine.identity.weights_sha256
             raise ModelMismatchError(f"the policy pins the weights {pin}, the engine given has {found}")
+        artefact, chooser = None, None
         if remote is not None:
-            codec = rules.transfer.codec
-            loss = LossFile(folder).get(engine.identity.weights_sha256, codec)
-            require_codec(rules.transfer, parameters=engine.parameters, loss=loss)
+            artefact = load_artefact(engine, home=folder) if rules.transfer.codec in (*CALIBRATED, AUTO) else None
+            chooser = _require_codec(rules, folder, engine, artefact, remote.identity_sha256)
         transport = transport or (HttpTransport(remote.url, tls_ca=remote.tls_ca) if remote else None)
         key = folder.key("device")
         store = _store(rules, folder) if use_store else None
@@ -106,7 +113,10 @@ class Session:
             conversation=_conversation(rules, remember=remember),
             on_prefill=on_prefill,
             store=store,
+            artefact=artefact,
+            chooser=chooser,
             distances=DistanceFile(folder),
+            clips=ClipFile(folder),
             measured=LeakageFile(folder).get(engine.identity.weights_sha256, rules.digest) if rules.noise else None,
             masks=partial(open_masks, folder, engine.identity) if rules.mode is TrustMode.MASKED else None,
         )
@@ -194,6 +204,41 @@ class AnswerStream:
 def load_engine(source: str, *, home: Home, expected: str | None = None) -> Engine:
     """Load a model with its digests cached in the state folder; raises ModelError kinds, UnsupportedCacheError."""
     return Engine(load(source, expected_weights_sha256=expected, digest_cache=DigestCache(home.digests)))
+
+
+def load_artefact(engine: Engine, *, home: Home) -> Artefact | None:
+    """Return the artefact of calibrated codecs for this model, or None; raises ArtefactError for a malformed one."""
+    return find_artefact(Held(home, engine.directory), engine.identity)
+
+
+def _require_codec(
+    rules: Policy, home: Home, engine: Engine, artefact: Artefact | None, recipient: str
+) -> Chooser | None:
+    """Refuse what the policy's bounds exclude; with codec "auto", return what chooses among the rest."""
+    transfer = rules.transfer
+
+    def loss_of(name: str) -> Loss | None:
+        if name not in CALIBRATED:
+            return LossFile(home).get(engine.identity.weights_sha256, name)
+        found = find_certificate(Held(home, engine.directory), artefact, name) if artefact else None
+        return found.loss if found else None
+
+    if transfer.codec != AUTO:
+        if transfer.codec in CALIBRATED and artefact is None:
+            raise ArtefactError(
+                f"codec {transfer.codec} needs an artefact of this model; run `splitinfer model calibrate SOURCE "
+                "--corpus FILE` with public text, and give both sides the file"
+            )
+        require_codec(transfer, parameters=engine.parameters, loss=loss_of(transfer.codec))
+        return None
+    codecs = permitted(transfer, parameters=engine.parameters, loss_of=loss_of, artefact=artefact)
+    file, mbit = SpeedFile(home), transfer.link_mbit_per_second
+
+    def speeds() -> Speeds:
+        found = file.get(recipient)
+        return found if mbit is None else replace(found, link_bytes_per_second=mbit * 125_000)
+
+    return Chooser(engine.layout, artefact, codecs, speeds, lambda measured: file.put(recipient, **measured))
 
 
 def _remote(policy: Policy, home: Home) -> Remote | None:

@@ -3,6 +3,7 @@
     python tools/train_embedded_model.py --out runs/first
     python tools/train_embedded_model.py --out runs/first             # goes on where it stopped
     python tools/train_embedded_model.py --out runs/check --stop 50   # prints the digest of the weights
+    python tools/train_embedded_model.py --out runs/qwen2 --family qwen2   # the same with biases, as a Qwen2
 
 The folder then holds the model twice: `bfloat16`, which the package ships, and `float32`. The same recipe gives the
 same weights on the same kind of machine, in one sitting or in several.
@@ -96,8 +97,10 @@ def main() -> int:
     parser.add_argument(
         "--processes", type=int, default=recipe.processes, help="processes of one thread each (default %(default)s)"
     )
+    parser.add_argument("--family", choices=("llama", "qwen2"), default="llama", help="qwen2 has biases (llama)")
     args = parser.parse_args()
-    recipe = replace(recipe, steps=args.steps, seed=args.seed, processes=args.processes)
+    shape = replace(recipe.shape, has_bias=args.family == "qwen2")
+    recipe = replace(recipe, steps=args.steps, seed=args.seed, processes=args.processes, shape=shape)
     out: Path = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "tokenizer.json").exists():

@@ -1,7 +1,8 @@
 """What the policy's words for packing a cache mean, and when a lossy one may be used: facts as data, no IO.
 
 Raw and lossless are exact. The others round keys and values; what that costs is a property of the model, measured by
-`splitinfer model measure` as the divergence of next-token distributions.
+`splitinfer model measure` as the divergence of next-token distributions. The levels of `ftc1` are calibrated: they need
+an artefact of the model, and a certificate of what they cost it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,28 @@ from splitinfer.errors import PolicyError
 if TYPE_CHECKING:
     from trust_models.schema import Transfer
 
-__all__ = ["CODEC_TEXTS", "LOSSY", "SMALL_MODEL_PARAMETERS", "CodecName", "Loss", "require_codec"]
+__all__ = ["AUTO", "CALIBRATED", "CODEC_TEXTS", "LOSSY", "SMALL_MODEL_PARAMETERS", "CodecName", "Loss", "require_codec"]
 
-CodecName = Literal["raw", "lossless", "q8", "k8v4", "k6v4", "q4"]
+CodecName = Literal[
+    "raw",
+    "lossless",
+    "q8",
+    "k8v4",
+    "k6v4",
+    "q4",
+    "ftc1-2",
+    "ftc1-1.5",
+    "ftc1-1",
+    "ftc1-0.75",
+    "ftc1-0.5",
+    "ftc1-0.375",
+    "auto",
+]
 
-LOSSY = ("q8", "k8v4", "k6v4", "q4")
+AUTO = "auto"
+# From the level that loses least to the one that loses most.
+CALIBRATED = ("ftc1-2", "ftc1-1.5", "ftc1-1", "ftc1-0.75", "ftc1-0.5", "ftc1-0.375")
+LOSSY = ("q8", "k8v4", "k6v4", "q4", *CALIBRATED)
 SMALL_MODEL_PARAMETERS = 10**9
 
 CODEC_TEXTS: Mapping[str, str] = MappingProxyType(
@@ -34,6 +52,14 @@ CODEC_TEXTS: Mapping[str, str] = MappingProxyType(
         "k8v4": "rounded: keys to 8 bits an element, values to 4",
         "k6v4": "rounded: keys to 6 bits an element, values to 4",
         "q4": "rounded to 4 bits an element, with which several in a hundred next tokens are others than without it",
+        **{
+            name: (
+                "keys and values of all layers together, in components that were calibrated for this model, rounded to "
+                f"{name.removeprefix('ftc1-')} bits an element on average. A recipient reads the text from it all the "
+                "same: compression gives no confidentiality"
+            )
+            for name in CALIBRATED
+        },
     }
 )
 
@@ -60,13 +86,19 @@ class Loss:
         )
 
 
-def require_codec(transfer: Transfer, *, parameters: int, loss: Loss | None) -> None:
+def require_codec(transfer: Transfer, *, parameters: int, loss: Loss | None, codec: str | None = None) -> None:
     """Refuse a lossy codec that the policy's own bounds exclude for a model; raises PolicyError.
 
-    `loss` is what was measured for this model and codec, None where nothing was. The floor compares the mean plus two
-    standard errors.
+    `loss` is what was measured for this model and codec, None where nothing was; of a calibrated codec it is that of
+    the certificate for its artefact. The floor compares the mean plus two standard errors. `codec` is the one that is
+    meant where the policy leaves the choice open.
     """
-    name = transfer.codec
+    name = codec or transfer.codec
+    if name in CALIBRATED and loss is None and not transfer.allow_uncertified:
+        raise PolicyError(
+            f"codec {name} has no certificate for this model and artefact; run `splitinfer model measure SOURCE "
+            f"--codec {name}`, or write allow_uncertified = true in [transfer]"
+        )
     if name == "q4" and parameters < SMALL_MODEL_PARAMETERS and not transfer.allow_q4_small_models:
         raise PolicyError(
             f'transfer.codec = "q4" rounds a model of {parameters:,} parameters too hard (below one billion); write '

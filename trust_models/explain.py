@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from textwrap import fill
 
-from trust_models.codecs import CODEC_TEXTS, LOSSY, Loss
+from trust_models.codecs import AUTO, CODEC_TEXTS, LOSSY, Loss
 from trust_models.explain_rounds import (
     ROUNDS_LEAVES,
     ROUNDS_READERS,
@@ -17,7 +17,7 @@ from trust_models.explain_rounds import (
     rounds_learns,
 )
 from trust_models.modes import MODES, ModeRow, TrustMode
-from trust_models.noise import MEANINGLESS_ABOVE_EPSILON, Noise, adjacency_words
+from trust_models.noise_text import ASSUMED, EMPIRICAL, LEAVES, READERS, REPLACED, budget, promise
 from trust_models.schema import Policy
 
 __all__ = ["explain"]
@@ -89,6 +89,13 @@ _CHOICE = (
     "itself tells the recipient something about the private text. Nothing here hides that."
 )
 
+_AUTO_TEXT = (
+    "Codec auto: raw, q8 or a level of ftc1, or nothing at all where this device would be as fast. Chosen from the "
+    "size class of the tokens, the speeds that were measured, and this policy, never from the text. Only codecs that "
+    "this policy permits are chosen; with one that rounds the answer can be another than in mode local, and is never "
+    "called exact."
+)
+
 
 def explain(policy: Policy, *, loss: Loss | None = None, price: str | None = None) -> str:
     """Return what will leave, who can read it, what is learnt, what is formal and what happens on failure.
@@ -99,8 +106,8 @@ def explain(policy: Policy, *, loss: Loss | None = None, price: str | None = Non
     row, is_rounds = MODES[policy.mode], policy.mode in ROUNDS_TURNS
     parts = [
         ("Mode", f"{policy.mode}: prefill on the {_place(row)}, decode on the {row.decode}."),
-        ("What leaves this device", (_LEAVES | ROUNDS_LEAVES)[policy.mode]),
-        ("Who can read it", (_READERS | ROUNDS_READERS)[policy.mode]),
+        ("What leaves this device", LEAVES if _noises_cache(policy) else (_LEAVES | ROUNDS_LEAVES)[policy.mode]),
+        ("Who can read it", READERS if _noises_cache(policy) else (_READERS | ROUNDS_READERS)[policy.mode]),
     ]
     if policy.mode is not TrustMode.LOCAL:
         parts += [
@@ -113,10 +120,12 @@ def explain(policy: Policy, *, loss: Loss | None = None, price: str | None = Non
             else ("How the cache is packed", _packing(policy, loss)),
         ]
     if policy.noise is not None:
-        parts += [("What the noise promises", _promise(policy.noise, price)), ("Which number of tokens", _REPLACED)]
-        parts += [("What may be spent", _budget(policy.noise))]
-    parts += [("What is assumed", _sentence(row.assumption)), ("What is formal", _formal(row))]
-    parts.append(("What is only empirical", _empirical(policy.mode)))
+        parts += [("What the noise promises", promise(policy.noise, price))]
+        parts += [("Which number of tokens", REPLACED[policy.noise.mechanism])]
+        parts += [("What may be spent", budget(policy.noise))]
+    assumption = ASSUMED if _promises_nothing(policy) else row.assumption
+    parts += [("What is assumed", _sentence(assumption)), ("What is formal", _formal(policy))]
+    parts.append(("What is only empirical", _empirical(policy)))
     if policy.mode is TrustMode.PUBLIC_PREFIX:
         parts += [("Labels", _labels(policy)), ("Choosing public texts", _CHOICE), ("A dishonest cloud", _rows(policy))]
         parts.append(("What stays on this device", _store(policy)))
@@ -127,6 +136,14 @@ def explain(policy: Policy, *, loss: Loss | None = None, price: str | None = Non
     return "\n\n".join(
         f"{title}\n{fill(text, _WIDTH, initial_indent='  ', subsequent_indent='  ')}" for title, text in parts
     )
+
+
+def _noises_cache(policy: Policy) -> bool:
+    return policy.noise is not None and policy.noise.mechanism != "embedding"
+
+
+def _promises_nothing(policy: Policy) -> bool:
+    return policy.noise is not None and policy.noise.mechanism == "relative"
 
 
 def _place(row: ModeRow) -> str:
@@ -160,47 +177,19 @@ def _learns(mode: TrustMode) -> str:
     )
 
 
-def _formal(row: ModeRow) -> str:
+def _formal(policy: Policy) -> str:
+    if _promises_nothing(policy):
+        return f"Nothing about private texts towards the recipient: {EMPIRICAL}. Towards others: what sealed means."
     reach = "This holds for what this program sends; other software on the device is outside it."
-    return f"{_sentence(row.guarantee)} {reach}"
+    return f"{_sentence(MODES[policy.mode].guarantee)} {reach}"
 
 
-def _empirical(mode: TrustMode) -> str:
-    if mode is TrustMode.LOCAL:
+def _empirical(policy: Policy) -> str:
+    if policy.mode is TrustMode.LOCAL:
         return "Nothing: there is no transfer whose timing or size could be measured."
-    return "What timing and rounded sizes still give away. It can be measured, not proven, and no bound is claimed."
-
-
-_REPLACED = (
-    "The promise is about texts of the same length that differ in so many tokens. A name of m tokens that occurs j "
-    "times needs m x j of them, and whatever else gives it away counts too. Replacing a name by one of another length "
-    "is not covered. A promise about fewer tokens than the secret has is a weaker one than its epsilon says."
-)
-
-
-def _promise(noise: Noise, price: str | None) -> str:
-    if price is not None:
-        return price
-    between = f"between private texts of the same length ({adjacency_words(noise.adjacency_tokens)})"
-    if noise.epsilon is None:
-        return (
-            f"Noise of standard deviation {noise.sigma:g} {between}. What that promises depends on the model; every "
-            f"run states it at delta {noise.stated_delta:g}. Above an epsilon of {MEANINGLESS_ABOVE_EPSILON:g} it is "
-            "formally meaningless, empirical only."
-        )
-    verdict = (
-        " At that size the promise is formally meaningless, empirical only."
-        if noise.epsilon > MEANINGLESS_ABOVE_EPSILON
-        else ""
-    )
-    return f"Epsilon {noise.epsilon:g} at delta {noise.stated_delta:g} {between}.{verdict}"
-
-
-def _budget(noise: Noise) -> str:
+    hidden = "What the noise hides, and what" if _promises_nothing(policy) else "What"
     return (
-        f'All runs on the subject "{noise.subject}" together may spend an epsilon of {noise.budget_epsilon:g} at delta '
-        f"{noise.stated_delta:g}. What was spent stands in the log before anything leaves, whether or not the run "
-        "succeeds; a run that would spend more is refused. Another state folder or log counts anew."
+        f"{hidden} timing and rounded sizes still give away. It can be measured, not proven, and no bound is claimed."
     )
 
 
@@ -268,6 +257,8 @@ def _turns(policy: Policy) -> str:
 
 def _packing(policy: Policy, loss: Loss | None) -> str:
     name = policy.transfer.codec
+    if name == AUTO:
+        return _AUTO_TEXT
     text = f"Codec {name}: {CODEC_TEXTS[name]}."
     if name not in LOSSY:
         return text

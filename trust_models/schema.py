@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 import rfc8785
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from trust_models.codecs import LOSSY, CodecName
+from trust_models.codecs import AUTO, CALIBRATED, LOSSY, CodecName
 from trust_models.labels import LabelName, LabelRule, decide_label, normal_name
 from trust_models.modes import MODES, TrustMode
 from trust_models.noise import Noise, Sampling
@@ -41,6 +41,7 @@ _CHUNK_UNIT, _MAX_CHUNK, _MAX_VERIFY_ROWS = 64, 4096, 64
 _MAX_RESUMES = 5
 _MIN_STORE_BYTES = 1024 * 1024
 _MAX_NATS = 10.0
+_MAX_MBIT = 1e6
 _KEEPING_MODES = (TrustMode.SEALED_PREFILL, TrustMode.SEALED_DECODE)
 _ROUNDS_MODES = (TrustMode.HOMOMORPHIC, TrustMode.MASKED)
 
@@ -95,6 +96,14 @@ def _store_limit(value: int) -> int:
         _refuse(
             f"store.max_bytes is below {_MIN_STORE_BYTES}, too little for any cache; write a larger limit, "
             "or enabled = false"
+        )
+    return value
+
+
+def _rate(value: float) -> float:
+    if not 0 < value <= _MAX_MBIT:
+        _refuse(
+            f"transfer.link_mbit_per_second is outside 0 to {_MAX_MBIT:g}; write the link's rate in megabits a second"
         )
     return value
 
@@ -215,12 +224,15 @@ class Transfer(_Section):
 
     `resume_attempts` is how often a transfer goes on after its connection was lost; 0 ends it at once.
     `max_kl` is the most that a lossy codec may cost this model, in nats of divergence a token as measured; `codecs`
-    says what each codec is.
+    says what each codec is. `allow_uncertified` permits levels of `ftc1` whose loss was not measured for this model and
+    artefact. `link_mbit_per_second` stands in for the measured link where `codec` is "auto".
     """
 
     codec: CodecName = "raw"
     max_kl: Annotated[float, AfterValidator(_nats)] | None = None
     allow_q4_small_models: bool = False
+    allow_uncertified: bool = False
+    link_mbit_per_second: Annotated[float, AfterValidator(_rate)] | None = None
     pad: Literal["padme"] = "padme"
     chunk_tokens: Annotated[int, AfterValidator(_chunk)] = 512
     verify_rows: Annotated[int, AfterValidator(_rows)] = 0
@@ -228,11 +240,15 @@ class Transfer(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.max_kl is not None and self.codec not in LOSSY:
+        if self.max_kl is not None and self.codec not in (*LOSSY, AUTO):
             _refuse(f'codec "{self.codec}" loses nothing that transfer.max_kl could bound; leave max_kl out')
         if self.allow_q4_small_models and self.codec != "q4":
             _refuse(f'codec "{self.codec}" needs no allow_q4_small_models; leave it out')
-        if self.verify_rows and self.codec in LOSSY:
+        if self.allow_uncertified and self.codec not in (*CALIBRATED, AUTO):
+            _refuse(f'codec "{self.codec}" needs no certificate; leave allow_uncertified out')
+        if self.link_mbit_per_second is not None and self.codec != AUTO:
+            _refuse('transfer.link_mbit_per_second is for codec = "auto" only; leave it out')
+        if self.verify_rows and self.codec in (*LOSSY, AUTO):
             _refuse(
                 f'transfer.verify_rows compares rows that codec "{self.codec}" has rounded, so that honest rows '
                 'differ too; write codec = "lossless", or verify_rows = 0'
@@ -322,6 +338,11 @@ class Policy(_Section):
             _refuse(f'mode "{self.mode}" adds no noise, so [noise] would promise what is not done; leave it out')
         if self.noise is not None and self.noise.first_token_text is not None and row.decode == "device":
             _refuse(f'mode "{self.mode}" feeds the first token on the device; leave noise.first_token_text out')
+        if self.noise is not None and self.noise.mechanism != "embedding" and row.prefill == "cloud":
+            _refuse(
+                f'mode "{self.mode}" sends embeddings, so there is no cache on this device to noise; write mechanism = '
+                '"embedding", or mode = "noised-decode"'
+            )
         if self.sampling is not None and not (row.is_noised and row.decode == "cloud"):
             _refuse(f'mode "{self.mode}" takes sampling from the caller; leave [sampling] out and give it with the run')
 
@@ -343,14 +364,21 @@ class Policy(_Section):
         """Return the lower-case hex SHA-256 over the RFC 8785 JSON of the policy's rules.
 
         Defaults are written out and absent options left out. Places are not rules and stay outside: `audit.path`,
-        `store.max_bytes`, `remote.url` and `remote.tls_ca`; the recipient is who its identity says, wherever it is.
-        So do `store` and `session` in the modes that keep nothing there, `homomorphic` in other modes and `masked`.
-        Label rules act together, so that their order and repetition do not matter: they are sorted and counted once.
+        `store.max_bytes`, `remote.url` and `remote.tls_ca`, and the link's rate; the recipient is who its identity
+        says, wherever it is. So do `store` and `session` in the modes that keep nothing there, `homomorphic` in other
+        modes and `masked`. Label rules act together, so that their order and repetition do not matter: they are sorted
+        and counted once.
         """
         fields = self.model_dump(
             mode="json",
             exclude_none=True,
-            exclude={"audit": {"path"}, "remote": {"url", "tls_ca"}, "store": {"max_bytes"}, "masked": True},
+            exclude={
+                "audit": {"path"},
+                "remote": {"url", "tls_ca"},
+                "store": {"max_bytes"},
+                "transfer": {"link_mbit_per_second"},
+                "masked": True,
+            },
         )
         if self.mode is not TrustMode.PUBLIC_PREFIX:
             del fields["store"]
@@ -358,6 +386,9 @@ class Policy(_Section):
             del fields["session"]
         if self.mode is not TrustMode.HOMOMORPHIC:
             del fields["homomorphic"]
+        if "sampling" in fields:
+            # As in a manifest: JSON numbers are exact up to 2^53 only.
+            fields["sampling"]["seed"] = str(fields["sampling"]["seed"])
         unique = {rfc8785.dumps(rule): rule for rule in fields["segments"]["rule"]}
         fields["segments"]["rule"] = [unique[key] for key in sorted(unique)]
         return hashlib.sha256(rfc8785.dumps(fields)).hexdigest()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from splitinfer.cli.calibrate import add_calibrate_parser, add_certify_arguments, certify_levels
 from splitinfer.cli.progress import progress_bar
 from splitinfer.egress.log import AuditLog
 from splitinfer.errors import (
@@ -22,7 +23,7 @@ from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log
 from splitinfer.home.losses import LossFile
 from splitinfer.model.identity import identify, read_json
-from trust_models.codecs import LOSSY, Loss
+from trust_models.codecs import CALIBRATED, LOSSY, Loss
 
 __all__ = ["add_parser", "fetch"]
 
@@ -35,6 +36,8 @@ _EPILOG = """examples:
   splitinfer model fetch Qwen/Qwen3-0.6B
   splitinfer model measure embedded                                  on a text that comes with the package
   splitinfer model measure ./my-model --codec q8 --text notes.txt    on texts of the kind that it reads
+  splitinfer model calibrate ./my-model --corpus public-1.txt public-2.txt
+  splitinfer model measure ./my-model --codec ftc1-1 --text public-3.txt --foreign code.txt
 """
 _CONTEXT_TOKENS, _SCORED_TOKENS, _WINDOWS = 256, 64, 32
 
@@ -70,8 +73,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="texts of the kind that the model reads (default: plain prose that comes with the package)",
     )
     measured.add_argument("--windows", type=int, default=_WINDOWS, metavar="N", help="at most so many pieces of text")
+    add_certify_arguments(measured)
     measured.add_argument("--json", action="store_true", help="print one JSON object")
     measured.set_defaults(handler=_measure)
+    add_calibrate_parser(commands)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -122,7 +127,7 @@ def _measure(args: argparse.Namespace) -> int:
     from splitinfer.model.measure import measure, windows
     from splitinfer.model.measure_texts import built_in_texts
 
-    names = args.codec or list(LOSSY)
+    names = args.codec or [name for name in LOSSY if name not in CALIBRATED]
     unknown = sorted(set(names) - set(codec.CODECS))
     if unknown or args.windows < 2:
         raise UsageError(f"write --codec as one of {', '.join(codec.CODECS)}, and --windows as 2 or more")
@@ -132,7 +137,10 @@ def _measure(args: argparse.Namespace) -> int:
     texts = given or built_in_texts(loaded.directory)
     scored = windows(loaded, texts, context_tokens=_CONTEXT_TOKENS, scored_tokens=_SCORED_TOKENS, limit=args.windows)
     losses: dict[str, Loss] = {}
+    certified = certify_levels(args, loaded, home=home, names=[name for name in names if name in CALIBRATED])
     for name in names:
+        if name in CALIBRATED:
+            continue
 
         def through(snapshot: CacheSnapshot, name: str = name) -> CacheSnapshot:
             return codec.move(snapshot, codec=name)
@@ -144,7 +152,13 @@ def _measure(args: argparse.Namespace) -> int:
             print(f"{name:9} {losses[name].sentence()}")
     if args.json:
         figures = {name: asdict(loss) for name, loss in losses.items()}
-        _print({"weights_sha256": loaded.identity.weights_sha256, "codecs": figures}, as_json=True)
+        certificates = {name: found.to_json() for name, found in certified.items()}
+        facts: dict[str, object] = {
+            "weights_sha256": loaded.identity.weights_sha256,
+            "codecs": figures,
+            "certificates": certificates,
+        }
+        _print(facts, as_json=True)
     return 0
 
 

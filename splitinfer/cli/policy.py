@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 from splitinfer.cli.commands import add_command
+from splitinfer.errors import ArtefactError, ModelError
 from splitinfer.home import Home
 from splitinfer.home.losses import LossFile
-from trust_models.codecs import LOSSY, Loss
+from trust_models.codecs import CALIBRATED, LOSSY, Loss
 from trust_models.explain import explain
 from trust_models.modes import MODES
+from trust_models.noise_text import EMPIRICAL
 from trust_models.policy import Policy, builtin_names, load_builtin, load_policy, parse_policy, policy_text, resolve
 
 __all__ = ["add_parser"]
@@ -95,7 +97,25 @@ def _loss(policy: Policy, args: argparse.Namespace) -> Loss | None:
         from splitinfer.model.loading import resolve_source  # torch takes seconds to load
 
         pinned = identify(resolve_source("embedded")).weights_sha256
-    return LossFile(Home.find(args.home)).get(pinned, policy.transfer.codec)
+    home = Home.find(args.home)
+    if policy.transfer.codec in CALIBRATED:
+        return _certified(policy, home)
+    return LossFile(home).get(pinned, policy.transfer.codec)
+
+
+def _certified(policy: Policy, home: Home) -> Loss | None:
+    """Return what the certificate says of a calibrated codec, where the policy's model is on this machine."""
+    from splitinfer.calibration.artefacts import Held, find_artefact, find_certificate
+    from splitinfer.model.identity import identify
+    from splitinfer.model.loading import resolve_source
+
+    try:
+        directory = resolve_source(policy.model.source)
+        artefact = find_artefact(Held(home, directory), identify(directory))
+    except (ModelError, ArtefactError):
+        return None
+    found = find_certificate(Held(home, directory), artefact, policy.transfer.codec) if artefact else None
+    return found.loss if found else None
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -109,6 +129,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _summary(policy: Policy) -> dict[str, object]:
     row = MODES[policy.mode]
+    promises_nothing = policy.noise is not None and policy.noise.mechanism == "relative"
     return {
         "mode": policy.mode.value,
         "digest": policy.digest,
@@ -116,5 +137,5 @@ def _summary(policy: Policy) -> dict[str, object]:
         "protection": row.protection,
         "private_text_readable_by": list(row.readable_by),
         "cloud_reads": row.cloud_reads,
-        "guarantee": row.guarantee,
+        "guarantee": EMPIRICAL if promises_nothing else row.guarantee,
     }

@@ -67,7 +67,7 @@ def _serve(args: argparse.Namespace) -> int:
     from splitinfer.cloud.halves import make_halves
     from splitinfer.cloud.prefixes import PrefixLimits
     from splitinfer.cloud.sessions import SessionLimits
-    from splitinfer.session import load_engine
+    from splitinfer.session import load_artefact, load_engine
 
     settings = load_settings(args.config) if args.config else ServerSettings()
     given = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
@@ -88,6 +88,7 @@ def _serve(args: argparse.Namespace) -> int:
         randomness=secrets.token_bytes,
         sessions=SessionLimits(settings.max_sessions, settings.session_bytes, settings.session_idle_seconds),
         prefixes=PrefixLimits(settings.prefix_bytes, settings.prefix_device_bytes),
+        artefact=load_artefact(engine, home=home),
         halves=make_halves(engine, marks=MarkFiles(home), cache_folder=home.folder("encoded-weights")),
     )
     pin = replica.current().keyset.certificate.body.identity

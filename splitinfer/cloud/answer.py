@@ -92,6 +92,7 @@ class Answer:
             kind="refusal",
             request_manifest_sha256=self.request_sha256 or "0" * 64,
             codec="raw",
+            artefact_sha256=None,
             model=None,
             numerics=None,
             tokens=None,

@@ -34,6 +34,7 @@ from splitinfer.cloud.remains import Remains
 from splitinfer.cloud.resuming import Resuming
 from splitinfer.cloud.rounds import MakeHalf, Rounds
 from splitinfer.cloud.sessions import SessionLimits, Sessions, Turn
+from splitinfer.codec.transform import Artefact
 from splitinfer.errors import LayoutMismatchError, ManifestError, SplitInferError, TransportError, UsageError
 from splitinfer.handoff import CloudReply, PackedCache, Route, Source
 from splitinfer.model.embeddings import Rows
@@ -69,14 +70,21 @@ class CloudService:
         sessions: SessionLimits | None = None,
         prefixes: PrefixLimits | None = None,
         halves: Mapping[str, MakeHalf] | None = None,
+        artefact: Artefact | None = None,
     ) -> None:
-        self._engine, self._halves = engine, halves or {}
+        self._engine, self._halves, self._artefact = engine, halves or {}, artefact
         self._sessions = Sessions(sessions or SessionLimits(), model=ModelWire.of(engine.identity), clock=clock)
         self._prefixes = Prefixes(
             prefixes or PrefixLimits(), model=engine.identity, numerics=engine.numerics, randomness=randomness
         )
         self._recipient = Recipient(replica, allowed, clock, randomness)
-        self._expected = Expectations(engine.identity, engine.layout, engine.max_positions, engine.vocabulary)
+        self._expected = Expectations(
+            engine.identity,
+            engine.layout,
+            engine.max_positions,
+            engine.vocabulary,
+            artefact.digest if artefact else None,
+        )
         self._model_lock = threading.Lock()
         self._randomness = randomness
         self._parking = Parking(clock=clock)
@@ -219,7 +227,7 @@ class CloudService:
         *,
         prefilled: int,
     ) -> CloudReply:
-        packed = _packed(cache, manifest, remains)
+        packed = _packed(cache, manifest, remains, self._artefact)
         total = packed.size_bytes
         coded_bytes = total if packed.is_variable else None
         response = self._response(answer, kind="cache", manifest=manifest, coded_bytes=coded_bytes)
@@ -232,7 +240,7 @@ class CloudService:
             response,
             answer.cache_pieces(packed, remains, prefilled=prefilled),
             data_bytes=total,
-            chunk_bytes=schedule.cache_chunk_bytes(total),
+            chunk_bytes=schedule.cache_chunk_bytes(total, is_small=manifest.artefact_sha256 is not None),
             wipe=forget,
         )
 
@@ -288,6 +296,7 @@ class CloudService:
             padded_tokens=manifest.tokens.padded,
             coded_bytes=manifest.coded_bytes,
             base=turn.base,
+            artefact=self._artefact,
         )
         verified = opened.receive(sink, sink.sizes(), data_bytes=sink.size_bytes)
         answer.log("received", verified.chunk_count)
@@ -356,6 +365,7 @@ class CloudService:
             kind=kind,
             request_manifest_sha256=answer.request_sha256,
             codec=manifest.codec,
+            artefact_sha256=manifest.artefact_sha256,
             model=ModelWire.of(self._engine.identity),
             numerics=NumericsWire.of(self._engine.numerics),
             tokens=manifest.tokens if is_cache else None,
@@ -380,7 +390,9 @@ class _Nothing:
         """Do nothing."""
 
 
-def _packed(cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, remains: Remains) -> PackedCache:
+def _packed(
+    cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, remains: Remains, artefact: Artefact | None
+) -> PackedCache:
     try:
         return codec.pack(
             cache,
@@ -388,6 +400,7 @@ def _packed(cache: CacheSnapshot | GrowingCache, manifest: RequestManifest, rema
             padded_tokens=manifest.tokens.padded,
             base_tokens=manifest.session.base_tokens,
             is_shared=True,
+            artefact=artefact,
         )
     except BaseException:
         remains.wipe()

@@ -1,15 +1,20 @@
-"""Which coder writes which part of a layer, and where its rows lie: SlabSpec -> coder, shape, rows; both sides."""
+"""Which coder writes which part of a layer, and where its rows lie: SlabSpec -> coder, shape, rows; both sides.
+
+`Slabs` is what a packed cache or a sink asks of a codec; `TensorSlabs` writes one tensor's rows a slab, as codecs do
+whose slabs are those of `schedule.slabs`.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from splitinfer import schedule
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cache.snapshot import wipe as wipe_snapshot
 from splitinfer.codec.coder import SlabCoder, SlabShape
@@ -22,7 +27,10 @@ __all__ = [
     "CacheSource",
     "Coders",
     "MakeCoder",
+    "RowsOf",
+    "Slabs",
     "SnapshotSource",
+    "TensorSlabs",
     "as_rows",
     "require_counts",
     "rows_of",
@@ -31,6 +39,8 @@ __all__ = [
 ]
 
 MakeCoder = Callable[[], SlabCoder]
+RowsOf = Callable[[SlabSpec], torch.Tensor]
+"""Where a sink wants the true rows [heads, rows, dim] of a part of a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,72 @@ class Coders:
         """Zero the scratch memory."""
         for coder in (self.keys, self.values, self.other):
             coder.wipe()
+
+
+class Slabs(Protocol):
+    """One packed cache's or one sink's slabs in one codec. A spec is what `specs` yields; it has `start` and `stop`."""
+
+    @property
+    def is_variable(self) -> bool:
+        """Tell whether the lengths depend on the contents."""
+
+    def specs(self, padded_tokens: int, base_tokens: int = 0) -> Iterator[Any]:
+        """Yield the slabs in order."""
+
+    def size_bytes(self, spec: Any) -> int:
+        """Return the length of a slab, or the most that it can have where it is variable."""
+
+    def name(self, spec: Any) -> str:
+        """Name a slab in an error."""
+
+    def encode(self, source: CacheSource, spec: Any, slab: torch.Tensor) -> int:
+        """Write a slab and return its length; waits for its rows where the source still grows.
+
+        Raises CodecError for rows that this codec cannot carry.
+        """
+
+    def decode(self, spec: Any, slab: torch.Tensor, *, rows_of: RowsOf, true_tokens: int) -> None:
+        """Write a slab's true rows to where they lie; raises LayoutMismatchError for bytes that no sender writes."""
+
+    def wipe(self) -> None:
+        """Zero the scratch memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlabs:
+    """Slabs of one tensor's rows each; implements `Slabs`."""
+
+    layout: CacheLayout
+    coders: Coders
+
+    @property
+    def is_variable(self) -> bool:
+        """Tell whether the lengths depend on the contents."""
+        return self.coders.keys.is_variable
+
+    def specs(self, padded_tokens: int, base_tokens: int = 0) -> Iterator[SlabSpec]:
+        """Yield the slabs of `schedule.slabs`."""
+        return schedule.slabs(self.layout, padded_tokens, base_tokens)
+
+    def size_bytes(self, spec: SlabSpec) -> int:
+        """Return the length of a slab, or the most that it can have where it is variable."""
+        return self.coders.size_bytes(self.layout, spec)
+
+    def name(self, spec: SlabSpec) -> str:
+        """Name a slab in an error."""
+        return f"layer {spec.layer}, {spec.part}"
+
+    def encode(self, source: CacheSource, spec: SlabSpec, slab: torch.Tensor) -> int:
+        """Write a slab and return its length."""
+        return self.coders.of(spec.part).encode(rows_of(source, spec), slab, shape_of(self.layout, spec))
+
+    def decode(self, spec: SlabSpec, slab: torch.Tensor, *, rows_of: RowsOf, true_tokens: int) -> None:  # noqa: ARG002
+        """Write a slab's true rows to where they lie."""
+        self.coders.of(spec.part).decode(slab, rows_of(spec), shape_of(self.layout, spec))
+
+    def wipe(self) -> None:
+        """Zero the scratch memory."""
+        self.coders.wipe()
 
 
 class CacheSource(Protocol):

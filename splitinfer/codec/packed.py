@@ -7,14 +7,15 @@ makes all of them at once, because a stream's length is sealed in front of it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from splitinfer import schedule
-from splitinfer.codec.layers import CacheSource, Coders, require_counts, rows_of, shape_of
+from splitinfer.codec.layers import CacheSource, Slabs, require_counts
 from splitinfer.errors import CodecError
 from splitinfer.handoff import CacheLayout
-from splitinfer.schedule import LENGTH_BYTES, SlabSpec
+from splitinfer.schedule import LENGTH_BYTES
 
 __all__ = ["FixedPacked", "VariablePacked"]
 
@@ -22,16 +23,16 @@ _ZEROS = bytes(64 * 1024)
 
 
 class _Packed:
-    """What both kinds have: the source and its coders, the slabs that there are, and whose the source is."""
+    """What both kinds have: the source and how it is written, the slabs that there are, and whose the source is."""
 
     def __init__(
-        self, source: CacheSource, coders: Coders, *, padded_tokens: int, base_tokens: int, is_shared: bool
+        self, source: CacheSource, slabs: Slabs, *, padded_tokens: int, base_tokens: int, is_shared: bool
     ) -> None:
         require_counts(source.true_tokens, padded_tokens, base_tokens)
         self._source: CacheSource | None = source
-        self._layout, self._true_tokens, self._coders = source.layout, source.true_tokens, coders
+        self._layout, self._true_tokens, self._slabs = source.layout, source.true_tokens, slabs
         self._is_shared = is_shared
-        self._specs = tuple(schedule.slabs(source.layout, padded_tokens, base_tokens))
+        self._specs = tuple(slabs.specs(padded_tokens, base_tokens))
 
     @property
     def layout(self) -> CacheLayout:
@@ -61,14 +62,14 @@ class FixedPacked(_Packed):
     def __init__(
         self,
         source: CacheSource,
-        coders: Coders,
+        slabs: Slabs,
         *,
         padded_tokens: int,
         base_tokens: int = 0,
         is_shared: bool = False,
     ) -> None:
-        super().__init__(source, coders, padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
-        self._sizes = [coders.size_bytes(source.layout, spec) for spec in self._specs]
+        super().__init__(source, slabs, padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
+        self._sizes = [slabs.size_bytes(spec) for spec in self._specs]
         self._scratch = torch.empty(max(self._sizes, default=0), dtype=torch.uint8)
 
     @property
@@ -86,14 +87,14 @@ class FixedPacked(_Packed):
             if self._source is None:
                 raise CodecError("this packed cache was wiped; pack the cache again")
             slab = self._scratch[:size]
-            _encode(self._source, self._coders, spec, slab)
+            _encode(self._source, self._slabs, spec, slab)
             yield slab.numpy().data.toreadonly()
 
     def wipe(self) -> None:
         """Zero the scratch memory and the source, unless that is shared, and refuse further use."""
         self._let_go()
         self._scratch.zero_()
-        self._coders.wipe()
+        self._slabs.wipe()
 
 
 class VariablePacked(_Packed):
@@ -108,26 +109,24 @@ class VariablePacked(_Packed):
     def __init__(
         self,
         source: CacheSource,
-        coders: Coders,
+        slabs: Slabs,
         *,
         padded_tokens: int,
         base_tokens: int = 0,
         is_shared: bool = False,
     ) -> None:
-        super().__init__(source, coders, padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
+        super().__init__(source, slabs, padded_tokens=padded_tokens, base_tokens=base_tokens, is_shared=is_shared)
         self._coded: list[bytearray] | None = []
-        scratch = torch.empty(
-            max((coders.size_bytes(source.layout, spec) for spec in self._specs), default=0), dtype=torch.uint8
-        )
+        scratch = torch.empty(max(map(slabs.size_bytes, self._specs), default=0), dtype=torch.uint8)
         try:
             for spec in self._specs:
-                size = _encode(source, coders, spec, scratch[: coders.size_bytes(source.layout, spec)])
+                size = _encode(source, slabs, spec, scratch[: slabs.size_bytes(spec)])
                 slab = bytearray(size.to_bytes(LENGTH_BYTES, "little"))
                 slab += scratch[:size].numpy().data
                 self._coded.append(slab)
         finally:
             scratch.zero_()
-            coders.wipe()
+            slabs.wipe()
         self._used_bytes = sum(map(len, self._coded))
 
     @property
@@ -158,6 +157,6 @@ class VariablePacked(_Packed):
         self._coded = None
 
 
-def _encode(source: CacheSource, coders: Coders, spec: SlabSpec, slab: torch.Tensor) -> int:
+def _encode(source: CacheSource, slabs: Slabs, spec: Any, slab: torch.Tensor) -> int:
     with torch.no_grad():
-        return coders.of(spec.part).encode(rows_of(source, spec), slab, shape_of(source.layout, spec))
+        return slabs.encode(source, spec, slab)

@@ -8,13 +8,14 @@ slab arrives. Memory: the cache and one slab. Faults in slabs are told by `finis
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from splitinfer import schedule
 from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, cut
 from splitinfer.cache.snapshot import shape_of as tensor_shape_of
-from splitinfer.codec.layers import Coders, as_rows, require_counts, shape_of, tensor_of
+from splitinfer.codec.layers import Slabs, as_rows, require_counts, tensor_of
 from splitinfer.errors import CodecError, LayoutMismatchError, TruncatedError
 from splitinfer.handoff import CacheLayout, TensorLayout, TensorName
 from splitinfer.schedule import LENGTH_BYTES, SlabSpec
@@ -28,25 +29,28 @@ class _Assembly:
     """The final tensors as they fill, and the first fault that was met."""
 
     def __init__(
-        self, layout: CacheLayout, coders: Coders, *, true_tokens: int, base: CacheSnapshot | None = None
+        self, layout: CacheLayout, slabs: Slabs, *, true_tokens: int, base: CacheSnapshot | None = None
     ) -> None:
-        self._layout, self._coders, self._true_tokens, self._base = layout, coders, true_tokens, base
+        self._layout, self._slabs, self._true_tokens, self._base = layout, slabs, true_tokens, base
         self._parts: dict[tuple[int, TensorName], torch.Tensor] = {}
         self.fault: LayoutMismatchError | None = None
         self.placed = 0
 
-    def place(self, spec: SlabSpec, slab: torch.Tensor) -> None:
+    def place(self, spec: Any, slab: torch.Tensor) -> None:
         """Decode a slab to its place; after a fault nothing more is decoded."""
         self.placed += 1
         if self.fault is not None:
             return
-        tensor = tensor_of(self._layout, spec)
-        target = as_rows(self._part(spec.layer, tensor), tensor)[:, spec.start : spec.stop]
         try:
             with torch.no_grad():
-                self._coders.of(spec.part).decode(slab, target, shape_of(self._layout, spec))
+                self._slabs.decode(spec, slab, rows_of=self._rows, true_tokens=self._true_tokens)
         except LayoutMismatchError as error:
-            self.fault = LayoutMismatchError(f"layer {spec.layer}, {spec.part}: {error}")
+            self.fault = LayoutMismatchError(f"{self._slabs.name(spec)}: {error}")
+
+    def _rows(self, spec: SlabSpec) -> torch.Tensor:
+        """Return where the true rows of a part of a layer lie."""
+        tensor = tensor_of(self._layout, spec)
+        return as_rows(self._part(spec.layer, tensor), tensor)[:, spec.start : spec.stop]
 
     def require_zeros(self, padding: memoryview) -> None:
         """Note a fault where the bytes after the last slab are not zero."""
@@ -73,7 +77,7 @@ class _Assembly:
         for tensor in self._parts.values():
             tensor.zero_()
         self._parts.clear()
-        self._coders.wipe()
+        self._slabs.wipe()
 
     def _part(self, index: int, tensor: TensorLayout) -> torch.Tensor:
         """Return the final tensor, made when its first slab arrives; one without rows has no slab."""
@@ -96,7 +100,7 @@ class CacheSink:
     def __init__(
         self,
         layout: CacheLayout,
-        coders: Coders,
+        slabs: Slabs,
         *,
         true_tokens: int,
         padded_tokens: int,
@@ -107,13 +111,13 @@ class CacheSink:
         require_counts(true_tokens, padded_tokens, base_tokens)
         if base is not None and base.layout != layout:
             raise LayoutMismatchError("the base is the cache of another layout than the rest")
-        self._layout, self._coders = layout, coders
+        self._layout, self._slabs = layout, slabs
         self._true_tokens = true_tokens
-        self._specs = tuple(schedule.slabs(layout, padded_tokens, base_tokens))
-        sizes = [coders.size_bytes(layout, spec) for spec in self._specs]
+        self._specs = tuple(slabs.specs(padded_tokens, base_tokens))
+        sizes = [slabs.size_bytes(spec) for spec in self._specs]
         self._size_bytes = sum(sizes) if coded_bytes is None else coded_bytes
         self._staging = torch.empty(max([*sizes, _STAGING_BYTES]), dtype=torch.uint8)
-        self._assembly = _Assembly(layout, coders, true_tokens=true_tokens, base=base)
+        self._assembly = _Assembly(layout, slabs, true_tokens=true_tokens, base=base)
         self._pieces = self._fixed() if coded_bytes is None else self._variable()
         self._offered: memoryview | None = None
         self._is_closed = False
@@ -196,7 +200,7 @@ class CacheSink:
 
     def _fixed(self) -> Iterator[memoryview]:
         for spec in self._specs:
-            size = self._coders.size_bytes(self._layout, spec)
+            size = self._slabs.size_bytes(spec)
             yield self._memory(size)
             self._assembly.place(spec, self._staging[:size])
 
@@ -207,8 +211,8 @@ class CacheSink:
             size = int.from_bytes(self._memory(LENGTH_BYTES), "little")
             left -= LENGTH_BYTES + size
             # The bound of one slab, and of what was announced for all: nothing is allocated by a declared length.
-            if size > self._coders.size_bytes(self._layout, spec) or left < 0:
-                raise LayoutMismatchError(f"layer {spec.layer}, {spec.part}: a slab is longer than it can be")
+            if size > self._slabs.size_bytes(spec) or left < 0:
+                raise LayoutMismatchError(f"{self._slabs.name(spec)}: a slab is longer than it can be")
             yield self._memory(size)
             self._assembly.place(spec, self._staging[:size])
         if schedule.padme(self._size_bytes - left) != self._size_bytes:

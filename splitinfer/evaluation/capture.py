@@ -24,10 +24,12 @@ from splitinfer.evaluation.prompts import EvaluationPrompt
 from splitinfer.evaluation.scratch import Scratch
 from splitinfer.evaluation.seats import CuriousCloud, Handed, WatchedCloud
 from splitinfer.handoff import PromptTokens, SamplingParams
+from splitinfer.home import Home
+from splitinfer.joint.offline import prepare_pool
 from splitinfer.model.engine import Engine
 from splitinfer.noise.certificate import Certificate
 from splitinfer.noised import with_public_end
-from splitinfer.session import Session
+from splitinfer.session import Session, load_artefact
 from splitinfer.transport.memory import MemoryTransport
 from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
@@ -52,8 +54,9 @@ class Exposure:
     `tokens` is None where not even the prompt's length was seen. `public` is granted to every seat: public text and the
     template by position, which anybody may have. `answered` are the ids of an answer that the seat itself decoded.
     `embeddings` are noised inputs [tokens, hidden] where those were seen; `noise_sigma` is the standard deviation that
-    the policy publishes, None without noise, and `noise_post` what was done to the noised rows.
-    `opaque_bytes` counts, by kind, what was seen and is kept from the seat by design.
+    the policy publishes, None without noise, and `noise_post` what was done to the noised rows;
+    `is_noised_cache` tells that the finished cache was noised instead, by how much is the attacker's to measure.
+    `counted_bytes` counts, by kind, what was seen and is no private text, or is kept from the seat by design.
     """
 
     seat: Seat
@@ -67,7 +70,13 @@ class Exposure:
     embeddings: torch.Tensor | None = field(default=None, repr=False)
     noise_sigma: float | None = None
     noise_post: str = "none"
-    opaque_bytes: Mapping[str, int] = field(default_factory=dict)
+    is_noised_cache: bool = False
+    counted_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_noised(self) -> bool:
+        """Tell whether private text is seen through noise, on embeddings or on the finished cache."""
+        return self.noise_sigma is not None or self.is_noised_cache
 
     @property
     def likely_sigma(self) -> float | None:
@@ -94,13 +103,14 @@ class Exposure:
             parts.append(f"{len(self.in_clear)} token ids in clear")
         if self.cache is not None:
             noise = "" if self.noise_sigma is None else f" through noise of sigma {self.noise_sigma:.3g}"
+            noise = " through noise on its rows" if self.is_noised_cache else noise
             parts.append(f"a cache of {self.cache.tokens} tokens{noise}")
         if self.embeddings is not None:
             noise = "" if self.noise_sigma is None else f" through noise of sigma {self.noise_sigma:.3g}"
             parts.append(f"{len(self.embeddings)} embeddings{noise}")
         if self.answered:
             parts.append(f"{len(self.answered)} tokens of the answer")
-        parts += [f"{size:,} bytes of {kind}, which it cannot read" for kind, size in self.opaque_bytes.items()]
+        parts += [f"{size:,} bytes of {kind}" for kind, size in self.counted_bytes.items()]
         return ", ".join(parts) or "nothing"
 
 
@@ -120,13 +130,24 @@ class Captured:
 
 
 class Stage:
-    """A device and a curious cloud in one process, under one policy; made by `open`."""
+    """A device and a curious cloud in one process, under one policy; made by `open`.
+
+    `artefact` is the model's, of calibrated codecs: public, as the model is.
+    """
 
     def __init__(
-        self, policy: Policy, engine: Engine, session: Session, cloud: WatchedCloud, inner: CuriousCloud
+        self,
+        policy: Policy,
+        engine: Engine,
+        session: Session,
+        cloud: WatchedCloud,
+        inner: CuriousCloud,
+        *,
+        device: Home,
     ) -> None:
-        self.policy, self.engine = policy, engine
+        self.policy, self.engine, self._device = policy, engine, device
         self._session, self._watched, self._inner = session, cloud, inner
+        self.artefact = load_artefact(engine, home=device)
 
     @classmethod
     @contextmanager
@@ -134,25 +155,27 @@ class Stage:
         """Set both sides up in scratch folders, which are removed at the end."""
         with Scratch.open() as scratch:
             inner = scratch.service(CuriousCloud, engine)
-            watched = WatchedCloud(inner)
+            watched, device = WatchedCloud(inner), scratch.device("device")
             here = _here(policy)
             transport = None if here.mode is TrustMode.LOCAL else MemoryTransport(watched)
             # Each prompt is a conversation of its own, so that all of it crosses, whatever an earlier one left behind.
             with Session.open(
                 here,
-                home=scratch.device("device"),
+                home=device,
                 engine=engine,
                 transport=transport,
                 use_store=False,
                 remember=False,
             ) as session:
-                yield cls(here, engine, session, watched, inner)
+                yield cls(here, engine, session, watched, inner, device=device)
 
     def run(self, prompt: EvaluationPrompt, *, params: SamplingParams | None = None) -> Captured:
         """Run one prompt and return what every seat saw of it.
 
         Raises what a session raises, and UsageError where the recipient was handed what its seat cannot read.
         """
+        params = params or SamplingParams(max_new_tokens=24)
+        self._prepare(params)
         self._watched.forget()
         self._inner.forget()
         plain = self.engine.tokenize(prompt.segments)
@@ -178,20 +201,31 @@ class Stage:
         noise, is_fed_by_cloud = self.policy.noise, MODES[self.policy.mode].decode == "cloud"
         return with_public_end(self.engine, tokens, noise) if noise and is_fed_by_cloud else tokens
 
-    def _sampling(self, params: SamplingParams | None) -> dict[str, Any]:
+    def _prepare(self, params: SamplingParams) -> None:
+        """Make the masks that a run will use up, where it uses any: they are made beforehand, not in its time."""
+        rules = self.policy.masked
+        if self.policy.mode is TrustMode.MASKED:
+            wanted = params.max_new_tokens + 2 * rules.reserve
+            prepare_pool(self._device, self.engine, tokens=wanted, max_bytes=rules.max_bytes)
+
+    def _sampling(self, params: SamplingParams) -> dict[str, Any]:
         """Return what the caller says of sampling; nothing where the policy says it."""
         row = MODES[self.policy.mode]
         if row.is_noised and row.decode == "cloud":
             return {}
-        params = params or SamplingParams(max_new_tokens=24)
         return {"max_new_tokens": params.max_new_tokens, "temperature": params.temperature, "seed": params.seed}
 
     def _exposures(self, tokens: PromptTokens, certificate: Certificate | None) -> dict[Seat, Exposure]:
         network = Exposure(Seat.NETWORK, {}, transcript=self._watched.transcript)
         handed = self._inner.handed
-        recipient = replace(_recipient(handed, self._watched.transcript), opaque_bytes=handed.opaque_bytes)
+        recipient = replace(_recipient(handed, self._watched.transcript), counted_bytes=handed.counted_bytes)
         if certificate is not None:
-            recipient = replace(recipient, noise_sigma=certificate.sigma, noise_post=certificate.post)
+            recipient = replace(
+                recipient,
+                noise_sigma=certificate.sigma,
+                noise_post=certificate.post,
+                is_noised_cache=certificate.mechanism != "embedding",
+            )
         private = set(tokens.private_positions)
         public = {place: token for place, token in enumerate(tokens.token_ids) if place not in private}
         return {seen.seat: replace(seen, public=public) for seen in (network, recipient)}
@@ -233,7 +267,7 @@ def _here(policy: Policy) -> Policy:
     """
     changes: dict[str, Any] = {"audit": type(policy.audit)()}
     changes["transfer"] = policy.transfer.model_copy(update={"max_kl": None})
-    if policy.noise is not None:
+    if policy.noise is not None and policy.noise.mechanism != "relative":
         changes["noise"] = policy.noise.model_copy(update={"budget_epsilon": _ANY_EPSILON})
     if policy.remote is not None:
         changes["remote"] = RemoteSection(name="default")

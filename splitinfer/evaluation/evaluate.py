@@ -8,6 +8,7 @@ intervals.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -15,9 +16,10 @@ from splitinfer import codec as codecs
 from splitinfer import schedule
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.errors import UsageError
-from splitinfer.evaluation.audit.mechanisms import embedding_noise
+from splitinfer.evaluation.attacks.observed import CapturedCache
+from splitinfer.evaluation.audit.mechanisms import clipped_cache, embedding_noise
 from splitinfer.evaluation.capture import Captured, Seat, Stage
-from splitinfer.evaluation.playbook import Attacker
+from splitinfer.evaluation.playbook import ATTACKERS_SEED, Attacker
 from splitinfer.evaluation.prompts import make_prompts
 from splitinfer.evaluation.report import (
     CostFigures,
@@ -34,6 +36,7 @@ from splitinfer.handoff import SamplingParams
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import LoadedModel
 from splitinfer.model.measure import Window, measure
+from trust_models.codecs import AUTO
 from trust_models.modes import TrustMode
 from trust_models.policy import Policy
 
@@ -58,6 +61,8 @@ def evaluate(
     """
     if not policies:
         raise UsageError("an evaluation needs at least one policy")
+    if any(policy.transfer.codec == AUTO for _, policy in policies):
+        raise UsageError('codec "auto" is another codec from run to run; evaluate each by itself, with --codec')
     engine = Engine(loaded)
     total = len(policies) * settings.prompts
     figures = []
@@ -82,16 +87,18 @@ def _policy(
     progress: Callable[[int], None] | None,
 ) -> PolicyFigures:
     name, policy = named
-    attacker = Attacker(loaded, codec=policy.transfer.codec, beam=settings.beam)
-    tally = Tally(attacker, settings)
     params = SamplingParams(max_new_tokens=settings.max_new_tokens)
     prompts = make_prompts(settings.prompts, seed=settings.seed)
     with Stage.open(policy, engine) as stage:
+        attacker = Attacker(loaded, codec=policy.transfer.codec, artefact=stage.artefact, beam=settings.beam)
+        tally = Tally(attacker, settings)
+        _learn(attacker, stage, params)
         for count, prompt in enumerate(prompts, start=1):
             tally.add(stage.run(prompt, params=params))
             if progress is not None:
                 progress(count)
-    kl, agreement = _divergence(loaded, policy.transfer.codec, tally.runs)
+        through = partial(codecs.move, codec=policy.transfer.codec, artefact=stage.artefact)
+    kl, agreement = _divergence(loaded, through, tally.runs)
     return PolicyFigures(
         name=name,
         mode=policy.mode.value,
@@ -109,11 +116,26 @@ def _policy(
     )
 
 
+def _learn(attacker: Attacker, stage: Stage, params: SamplingParams) -> None:
+    """Let the attacker send a prompt of its own under a policy that noises finished caches, and measure the noise."""
+    if stage.policy.noise is None or stage.policy.noise.mechanism == "embedding":
+        return
+    run = stage.run(make_prompts(1, seed=ATTACKERS_SEED)[0], params=params)
+    ids = run.tokens.token_ids
+    exact = CapturedCache.of(stage.engine.prefill(ids, steps=[(0, len(ids) - 1)]))
+    attacker.learn(run.exposures[Seat.RECIPIENT], exact, first=run.tokens.private_positions[0])
+
+
 def _noise(tally: Tally, engine: Engine, settings: Settings, residuals: Sequence[float]) -> NoiseFigures | None:
     """Audit the promise of the first release, on a pair that is as far apart as its neighbours can be, or closer."""
     certificate = tally.runs[0].answer.certificate
-    if certificate is None or certificate.mu is None:
+    if certificate is None:
         return None
+    if certificate.mu is None:
+        return NoiseFigures(certificate.to_json(), None)
+    if certificate.mechanism != "embedding":
+        audited = clipped_cache(mu=certificate.mu).audit(releases=settings.audit_releases)
+        return NoiseFigures(certificate.to_json(), audited)
     # A promise for whole prompts is made for the size class of their private tokens.
     private = schedule.pad_tokens(len(tally.runs[0].tokens.private_positions))
     adjacency = min(certificate.adjacency.tokens or private, private)
@@ -139,7 +161,9 @@ def _tenants(policy: Policy, engine: Engine, settings: Settings) -> TenantFigure
     return TenantFigures(*timed)
 
 
-def _divergence(loaded: LoadedModel, codec: str, runs: Sequence[Captured]) -> tuple[float, float]:
+def _divergence(
+    loaded: LoadedModel, through: Callable[[CacheSnapshot], CacheSnapshot], runs: Sequence[Captured]
+) -> tuple[float, float]:
     """Return KL(exact || what was decoded from) in nats a token, and top-1 agreement, where the right answer is fed.
 
     What was decoded from is what the recipient held; where the device decoded, the cache of what the recipient
@@ -159,7 +183,7 @@ def _divergence(loaded: LoadedModel, codec: str, runs: Sequence[Captured]) -> tu
             return exposure.snapshot
         if exposure.embeddings is not None:
             snapshot = _prefilled(loaded, exposure.embeddings)
-        return codecs.move(snapshot, codec=codec)
+        return through(snapshot)
 
     # One prompt is measured twice, because a loss has an error.
     loss = measure(loaded, found if len(found) > 1 else found * 2, through=moved)

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 
+from splitinfer.codec.transform import Artefact
 from splitinfer.errors import UsageError
 from splitinfer.evaluation.attacks.collision import Thresholds, calibrate, collide
 from splitinfer.evaluation.attacks.dictionary import LayerZeroDictionary
@@ -25,6 +26,7 @@ from splitinfer.evaluation.attacks.likelihood import (
     EmbeddingLikelihood,
     Variances,
     codec_variances,
+    noise_variances,
     rounding_variances,
 )
 from splitinfer.evaluation.attacks.observed import CapturedCache
@@ -37,12 +39,14 @@ from splitinfer.model.loading import LoadedModel
 from splitinfer.model.prompt import tokenize
 from trust_models.codecs import LOSSY
 
-__all__ = ["ATTACKS", "Attacker", "NoEvidence", "require_attacks"]
+__all__ = ["ATTACKERS_SEED", "ATTACKS", "Attacker", "NoEvidence", "require_attacks"]
 
 _CALIBRATION_TOKENS = 48
 _NOISED_BEAM = 16
+# Behind noise on rows many tokens explain a position well: a short list would hide the right one.
+_NOISED_ROWS_BEAM = Beam(width=4, shortlist=256)
 # No evaluation has a negative seed.
-_OWN_PROMPTS, _OWN_SEED = 256, -1
+_OWN_PROMPTS, ATTACKERS_SEED = 256, -1
 
 
 class NoEvidence:
@@ -60,7 +64,8 @@ class NoEvidence:
 class Attacker:
     """Public weights, and what follows from them alone; one for a model and a codec.
 
-    `residuals` are those of every cache that was inverted to its inputs.
+    `residuals` are those of every cache that was inverted to its inputs. `noise` is what was measured of a policy that
+    noises finished caches, by `learn`.
     """
 
     def __init__(
@@ -68,13 +73,16 @@ class Attacker:
         loaded: LoadedModel,
         *,
         codec: str = "raw",
+        artefact: Artefact | None = None,
         beam: Beam | None = None,
         relative_rounding: float | None = None,
     ) -> None:
-        self.loaded, self.codec = loaded, codec
+        self.loaded, self.codec, self._artefact = loaded, codec, artefact
         self.beam = beam or Beam()
         self.residuals: list[float] = []
+        self.noise: Variances | None = None
         self._inverted: tuple[Exposure, torch.Tensor] | None = None
+        self._guessed: tuple[tuple[dict[int, int], int], Recovered] | None = None
         self._rounding = RELATIVE_ROUNDING if relative_rounding is None else relative_rounding
 
     @property
@@ -96,7 +104,9 @@ class Attacker:
     def texts(self) -> TextPrior:
         """Prompts of the same kind as the victim's, and none of them: drawn from another seed."""
         tokenizer = self.loaded.tokenizer
-        own = [tokenize(tokenizer, prompt.segments).token_ids for prompt in make_prompts(_OWN_PROMPTS, seed=_OWN_SEED)]
+        own = [
+            tokenize(tokenizer, prompt.segments).token_ids for prompt in make_prompts(_OWN_PROMPTS, seed=ATTACKERS_SEED)
+        ]
         return TextPrior(own, vocabulary=self.loaded.model.get_input_embeddings().num_embeddings)
 
     @cached_property
@@ -108,11 +118,18 @@ class Attacker:
 
     @cached_property
     def _codec_variances(self) -> Variances:
-        return codec_variances(self.loaded.model, self.codec, token_ids=self.own_tokens)
+        return codec_variances(self.loaded.model, self.codec, token_ids=self.own_tokens, artefact=self._artefact)
 
     def variances(self, capture: CapturedCache) -> Variances:
-        """Return what rounding leaves of a captured cache that nobody noised."""
+        """Return what rounding leaves of a captured cache, or what noise was measured on it."""
+        if self.noise is not None:
+            return self.noise
         return self._codec_variances if self.codec in LOSSY else rounding_variances(capture, relative=self._rounding)
+
+    def learn(self, exposure: Exposure, exact: CapturedCache, *, first: int) -> None:
+        """Measure a policy's noise on a release of the attacker's own prompt, private from position `first` on."""
+        if exposure.cache is not None:
+            self.noise = noise_variances(exact, exposure.cache, first=first)
 
     def thresholds(self, layer: int, *, sigma: float | None = None) -> Thresholds:
         """Return collision+'s thresholds, measured on the attacker's own tokens, noised as the victim's were."""
@@ -122,6 +139,16 @@ class Attacker:
             rows = rows + sigma * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
         own = CapturedCache.of_rows(rows_of(model, rows, last_layer=layer))
         return calibrate(model, own, layer=layer, token_ids=ids)
+
+    def guess(self, public: Mapping[int, int], tokens: int) -> Recovered:
+        """Return what is guessed of a prompt from public text alone; all seats of one prompt share the answer."""
+        asked = dict(public), tokens
+        if self._guessed is None or self._guessed[0] != asked:
+            found = recover(
+                self.loaded.model, NoEvidence(), tokens=tokens, known=public, beam=self.wide_beam, texts=self.texts
+            )
+            self._guessed = asked, found
+        return self._guessed[1]
 
     def noised_inputs(self, exposure: Exposure) -> torch.Tensor | None:
         """Return the noised embeddings of an exposure: those that were seen, or those that its cache was made from."""
@@ -151,8 +178,7 @@ class Attacker:
 
 
 def _prior(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:
-    model, known = attacker.loaded.model, exposure.known
-    return recover(model, NoEvidence(), tokens=tokens, known=known, beam=attacker.wide_beam, texts=attacker.texts)
+    return attacker.guess(exposure.public, tokens)
 
 
 def _read(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
@@ -172,7 +198,7 @@ def _dictionary(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovere
 
 
 def _posterior(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:
-    if exposure.cache is None or exposure.noise_sigma is not None:
+    if exposure.cache is None or exposure.is_noised:
         return None
     # The first layer costs least, and where it was rounded away all of them together say more.
     seen = exposure.cache if attacker.codec in LOSSY else exposure.cache.only(layers=[min(exposure.cache.layers)])
@@ -180,13 +206,15 @@ def _posterior(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered
 
 
 def _posterior_last_layer(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:
-    if exposure.cache is None or exposure.noise_sigma is not None:
+    if exposure.cache is None or exposure.is_noised:
         return None
     return attacker.by_layer(exposure, max(exposure.cache.layers), tokens)
 
 
-def _denoise(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
-    """Undo the deterministic part, then weigh the noise against the prior."""
+def _denoise(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:
+    """Undo the deterministic part, then weigh the noise against the prior; noise on rows has none to undo."""
+    if exposure.is_noised_cache and exposure.cache is not None:
+        return _by_rows(attacker, exposure, exposure.cache, tokens, beam=_NOISED_ROWS_BEAM)
     inputs = attacker.noised_inputs(exposure)
     if inputs is None or exposure.likely_sigma is None:
         return None
@@ -204,10 +232,12 @@ def _nearest_neighbour(attacker: Attacker, exposure: Exposure, tokens: int) -> R
     return _with_clear(Recovered(tuple(nearest.tolist())), exposure)
 
 
-def _by_rows(attacker: Attacker, exposure: Exposure, seen: CapturedCache, tokens: int) -> Recovered:
+def _by_rows(
+    attacker: Attacker, exposure: Exposure, seen: CapturedCache, tokens: int, *, beam: Beam | None = None
+) -> Recovered:
     likelihood = CacheLikelihood(seen, attacker.variances(seen))
-    model, known, beam = attacker.loaded.model, exposure.known, attacker.beam
-    return recover(model, likelihood, tokens=tokens, known=known, beam=beam, texts=attacker.texts)
+    model, known = attacker.loaded.model, exposure.known
+    return recover(model, likelihood, tokens=tokens, known=known, beam=beam or attacker.beam, texts=attacker.texts)
 
 
 def _collision(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
@@ -265,7 +295,7 @@ ATTACKS: Mapping[str, AttackRow] = {
     "dictionary": AttackRow("values of layer 0", _dictionary),
     "posterior": AttackRow("rows of any layer", _posterior),
     "posterior-last-layer": AttackRow("rows of the last layer", _posterior_last_layer),
-    "denoise": AttackRow("noised embeddings, or a cache of them", _denoise),
+    "denoise": AttackRow("noised embeddings, a cache of them, or a noised cache", _denoise),
     "nearest": AttackRow("noised embeddings, or a cache of them", _nearest_neighbour),
     "collision": AttackRow("keys and values of one layer", _collision),
     "collision-plus": AttackRow("keys and values of one layer", _collision_plus),

@@ -91,6 +91,8 @@ def _layers_and_tenants(policy: PolicyFigures) -> list[str]:
 def _noise(noise: NoiseFigures) -> str:
     """Say promise and audit in one line; epsilon is None where it is beyond all numbers."""
     promised, audited = noise.certificate, noise.audited
+    if audited is None:
+        return f"  promised: nothing; this noise is {promised['verdict']}"
     epsilon = "infinite" if promised["epsilon"] is None else f"{promised['epsilon']:.4g}"
     residual = "" if noise.residual is None else f"; caches inverted to a residual of {noise.residual:.0e}"
     verdict = "REFUTED" if audited.is_refuted else "not refuted"

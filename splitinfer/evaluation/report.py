@@ -111,18 +111,22 @@ class TenantFigures:
 class NoiseFigures:
     """What a noised policy promises, as the certificate of its first release says it, and what an audit found.
 
-    The audit asks whether the noise is as strong as promised; it says nothing about who recovers what. `residual` is
-    the worst of the caches that were inverted to their inputs, None where none was: above 1e-3 the attacker did not
-    have all that a better one would have.
+    The audit asks whether the noise is as strong as promised; it says nothing about who recovers what, and is None
+    where nothing is promised. `residual` is the worst of the caches that were inverted to their inputs, None where none
+    was: above 1e-3 the attacker did not have all that a better one would have.
     """
 
     certificate: Mapping[str, object]
-    audited: Audited
+    audited: Audited | None
     residual: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return plain values."""
-        return {"certificate": dict(self.certificate), "audit": self.audited.to_json(), "residual": self.residual}
+        return {
+            "certificate": dict(self.certificate),
+            "audit": self.audited and self.audited.to_json(),
+            "residual": self.residual,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,7 @@ class PolicyFigures:
     def worst(self, figure: str) -> float:
         """Return the highest value of one of `CEILINGS` over all seats and attacks; chance where nothing was played."""
         if figure == "noise_audit":
-            return float(self.noise is not None and self.noise.audited.is_refuted)
+            return float(self.noise is not None and self.noise.audited is not None and self.noise.audited.is_refuted)
         if figure == "prefix_timing":
             return 0.5 if self.tenants is None else self.tenants.isolated.auc
         if figure == "confirmation":

@@ -12,10 +12,13 @@ from typing import TypeVar
 
 from splitinfer.attestation.keyset import identity_sha256
 from splitinfer.cloud import CloudService
+from splitinfer.cloud.halves import make_halves
 from splitinfer.home import Home
 from splitinfer.home.cloud_state import allow_device, allowed_devices, make_replica
+from splitinfer.home.mask_marks import MarkFiles
 from splitinfer.home.remotes import Remote, save_remote
 from splitinfer.model.engine import Engine
+from splitinfer.session import load_artefact
 
 __all__ = ["Scratch"]
 
@@ -55,4 +58,6 @@ class Scratch:
             allowed=lambda: allowed_devices(cloud),
             clock=time.time,
             randomness=secrets.token_bytes,
+            halves=make_halves(engine, marks=MarkFiles(cloud)),
+            artefact=load_artefact(engine, home=cloud),
         )

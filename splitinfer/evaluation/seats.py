@@ -8,7 +8,7 @@ the device does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -17,16 +17,27 @@ import numpy as np
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud import CloudService
 from splitinfer.cloud.answer import Answer, Pieces
+from splitinfer.cloud.rounds import Half, MakeHalf
 from splitinfer.errors import UsageError
 from splitinfer.evaluation.attacks.traffic import Message, Transcript
 from splitinfer.handoff import Cloud, CloudReply, Route, Source
 from splitinfer.model.embeddings import Rows
 from splitinfer.model.engine import Decoding, Engine
 from splitinfer.receive.intake import OpenedRequest
+from splitinfer.rounds import Operation, Record
 
 __all__ = ["CuriousCloud", "Handed", "WatchedCloud"]
 
 _WITHOUT_CONTENTS = (Route.KEYSET, Route.STATE, Route.RESUME)
+_PROTECTED = {
+    "homomorphic": "ciphertexts, which it cannot read",
+    "masked": "one-time-masked numbers, which it cannot read",
+}
+# What is no secret in either mode: nothing of it is private text.
+_RECORD_KINDS = {
+    Operation.OPEN: "public keys and parameters",
+    Operation.PUBLIC_TILE: "public text's cache",
+}
 
 
 @dataclass(slots=True)
@@ -44,7 +55,7 @@ class Handed:
     calls: int = 0
     read: int = 0
     unread: str = "nothing"
-    opaque_bytes: dict[str, int] = field(default_factory=dict)
+    counted_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def answered(self) -> tuple[int, ...]:
@@ -66,14 +77,13 @@ class Handed:
             return
         self.read += 1
 
-    def keep_opaque(self, kind: str, size_bytes: int) -> None:
-        """Count contents that a mode keeps from its recipient by design, as ciphertexts or masked numbers are kept.
+    def keep_count(self, kind: str, size_bytes: int) -> None:
+        """Count contents that hold no private text, or keep it from the recipient by design, as ciphertexts do.
 
         `kind` says in words what they are; a seat calls this where it knows that, and never for what it merely does
         not understand.
         """
-        self.opaque_bytes[kind] = self.opaque_bytes.get(kind, 0) + size_bytes
-        self.read += 1
+        self.counted_bytes[kind] = self.counted_bytes.get(kind, 0) + size_bytes
 
     def require_complete(self) -> None:
         """Refuse to report on calls whose contents were not read: nothing seen would look like nothing leaked.
@@ -90,8 +100,9 @@ class Handed:
 class CuriousCloud(CloudService):
     """The recipient's service, run by somebody who keeps what is opened and what is decoded."""
 
-    def __init__(self, *given: Any, **asked: Any) -> None:
-        super().__init__(*given, **asked)
+    def __init__(self, *given: Any, halves: Mapping[str, MakeHalf] | None = None, **asked: Any) -> None:
+        watched = {name: self._watching(name, make) for name, make in (halves or {}).items()}
+        super().__init__(*given, halves=watched, **asked)
         self.handed = Handed()
 
     def forget(self) -> None:
@@ -102,6 +113,13 @@ class CuriousCloud(CloudService):
         """Answer one call as the service does."""
         self.handed.calls += route not in _WITHOUT_CONTENTS
         return super().handle(route, body)
+
+    def _watching(self, protection: str, make: MakeHalf) -> MakeHalf:
+        def watched(sender: bytes) -> Half:
+            self.handed.read += 1
+            return _WatchedHalf(make(sender), protection, self.handed)
+
+        return watched
 
     def _transfer(self, opened: OpenedRequest, answer: Answer, route: Route) -> CloudReply:
         return super()._transfer(cast(OpenedRequest, _Read(opened, self.handed, self._engine)), answer, route)
@@ -126,6 +144,21 @@ class _Read:
         contents = self._engine.rows_from(payload) if manifest.kind == "rows" else payload
         self._handed.keep(contents, last_token=manifest.last_token)
         return verified
+
+
+class _WatchedHalf:
+    """A session's half at the cloud; what comes to it is counted, by what it is."""
+
+    def __init__(self, half: Half, protection: str, handed: Handed) -> None:
+        self._half, self._protection, self._handed = half, protection, handed
+
+    def answer(self, record: Record) -> Record:
+        kind = _RECORD_KINDS.get(record.operation, _PROTECTED[self._protection])
+        self._handed.keep_count(kind, record.size_bytes)
+        return self._half.answer(record)
+
+    def close(self) -> None:
+        self._half.close()
 
 
 class WatchedCloud:
@@ -156,14 +189,21 @@ class WatchedCloud:
         try:
             reply = self._cloud.handle(route, source)
         finally:
-            self.cpu_seconds += time.process_time() - began - source.device_cpu_seconds
-            self._note("up", source.size_bytes, at=source.last_at or time.perf_counter())
-        return CloudReply(reply.body_bytes, _Watched(reply.body, self))
+            self.cpu_seconds += time.process_time() - began
+            self._arrived(source)
+        return CloudReply(reply.body_bytes, _Watched(reply.body, source, self))
 
-    def reply_piece(self, size_bytes: int, cpu_seconds: float) -> None:
-        """Note a piece of the reply."""
+    def reply_piece(self, source: _CountingSource, size_bytes: int, cpu_seconds: float) -> None:
+        """Note a piece of the reply, and before it what came up for it, as it does in a session of rounds."""
         self.cpu_seconds += cpu_seconds
+        if source.size_bytes:
+            self._arrived(source)
         self._note("down", size_bytes, at=time.perf_counter())
+
+    def _arrived(self, source: _CountingSource) -> None:
+        size_bytes, at, device_cpu_seconds = source.take()
+        self.cpu_seconds -= device_cpu_seconds
+        self._note("up", size_bytes, at=at)
 
     def _note(self, direction: Any, size_bytes: int, *, at: float) -> None:
         self._messages.append(Message(direction, size_bytes, at - self._began))
@@ -186,19 +226,25 @@ class _CountingSource:
             self.last_at = time.perf_counter()
         return count
 
+    def take(self) -> tuple[int, float, float]:
+        """Return bytes, the time of the last one, and the device's CPU seconds, since this was last asked."""
+        taken = self.size_bytes, self.last_at or time.perf_counter(), self.device_cpu_seconds
+        self.size_bytes, self.device_cpu_seconds = 0, 0.0
+        return taken
+
     @property
     def left_bytes(self) -> int:
         return int(getattr(self._body, "left_bytes", 0))
 
 
 class _Watched(Iterator[memoryview | bytes]):
-    def __init__(self, body: Iterator[memoryview | bytes], watcher: WatchedCloud) -> None:
-        self._body, self._watcher = body, watcher
+    def __init__(self, body: Iterator[memoryview | bytes], source: _CountingSource, watcher: WatchedCloud) -> None:
+        self._body, self._source, self._watcher = body, source, watcher
 
     def __next__(self) -> memoryview | bytes:
         began = time.process_time()
         piece = next(self._body)
-        self._watcher.reply_piece(len(piece), time.process_time() - began)
+        self._watcher.reply_piece(self._source, len(piece), time.process_time() - began)
         return piece
 
     def close(self) -> None:

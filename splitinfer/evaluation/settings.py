@@ -43,5 +43,5 @@ class Settings:
             raise UsageError("the seed of an evaluation is 0 or more; the attacker's own texts have the others")
 
 
-QUICK = Settings(prompts=2, max_new_tokens=12, lookalikes=25, tenant_texts=12, tenant_tokens=256, audit_releases=2_000)
+QUICK = Settings(prompts=2, lookalikes=25, tenant_texts=12, tenant_tokens=256, audit_releases=2_000)
 """A small evaluation, which says that all runs and little about how much leaks."""

@@ -82,8 +82,8 @@ class Tally:
         return sorted(private_positions(captured.tokens, control_ids=special))
 
     def _by_layer(self, exposure: Exposure, captured: Captured) -> None:
-        """Attack each layer of a cache alone; one of noised embeddings is inverted whole, and has no layers apart."""
-        if exposure.cache is None or exposure.noise_sigma is not None:
+        """Attack each layer of a cache alone; what is noised is attacked as a whole."""
+        if exposure.cache is None or exposure.is_noised:
             return
         true = captured.tokens.token_ids
         for layer in exposure.cache.layers:
@@ -106,7 +106,9 @@ class Tally:
         if exposure.noise_sigma is not None:
             return self._attacker.noised_score(exposure, ids) if len(ids) == exposure.tokens else float("-inf")
         if exposure.cache is not None:
-            seen = exposure.cache.only(layers=[min(exposure.cache.layers)])
+            # One layer decides, but through noise all of them say more.
+            layers = exposure.cache.layers if exposure.is_noised else [min(exposure.cache.layers)]
+            seen = exposure.cache.only(layers=layers)
             score = cache_score(self._attacker.loaded.model, seen, self._attacker.variances(seen))
             return score(ids[: exposure.cache.tokens]) if len(ids) == exposure.tokens else float("-inf")
         # In clear: a candidate is possible if it agrees wherever a token was seen.

@@ -36,7 +36,7 @@ def with_codecs(policies: Sequence[Named], codecs: Sequence[str]) -> Sequence[Na
 
 
 def with_noise(policies: Sequence[Named], sigmas: Sequence[float]) -> Sequence[Named]:
-    """Return each policy that has noise with each sigma, under a name that says it; the others as they are.
+    """Return each policy that noises embeddings with each sigma, under a name that says it; the others as they are.
 
     Raises UsageError for a sigma that is no strength.
     """
@@ -44,7 +44,7 @@ def with_noise(policies: Sequence[Named], sigmas: Sequence[float]) -> Sequence[N
         raise UsageError("--sigma takes a positive number, the standard deviation of the noise on embeddings")
     found = []
     for name, policy in policies:
-        if policy.noise is None or not sigmas:
+        if policy.noise is None or policy.noise.mechanism != "embedding" or not sigmas:
             found.append((name, policy))
             continue
         for sigma in sigmas:

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 
-from splitinfer.home.folder import Home, locked, write_private
+from splitinfer.home.folder import Home
+from splitinfer.home.json_table import JsonTable
 from splitinfer.noise.sensitivity import Distance
 
 __all__ = ["DistanceFile"]
-
-_FILE, _LOCK = "distances.json", ".distances.lock"
 
 
 class DistanceFile:
     """Distances by weights digest and digest of the token ids; a file that cannot be read counts as empty."""
 
     def __init__(self, home: Home) -> None:
-        self._home = home
+        self._table = JsonTable(home, "distances")
 
     def get(self, weights_sha256: str, ids_sha256: str) -> Distance | None:
         """Return what was found for these rows of this model, or None."""
-        return _distance(self._load().get(f"{weights_sha256} {ids_sha256}"))
+        return _distance(self._table.load().get(f"{weights_sha256} {ids_sha256}"))
 
     def put(self, weights_sha256: str, ids_sha256: str, distance: Distance) -> None:
         """Store a distance; raises StateError where the file cannot be written."""
         entry = {"value": distance.value.hex(), "is_exact": distance.is_exact, "rows": distance.rows}
-        with locked(self._home.path / _LOCK):
-            stored = {**self._load(), f"{weights_sha256} {ids_sha256}": entry}
-            write_private(self._home.path / _FILE, json.dumps(stored, sort_keys=True) + "\n")
-
-    def _load(self) -> dict[str, object]:
-        try:
-            stored = json.loads((self._home.path / _FILE).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
+        self._table.update(f"{weights_sha256} {ids_sha256}", lambda _: entry)
 
 
 def _distance(stored: object) -> Distance | None:

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
-from splitinfer.home.folder import Home, locked, write_private
+from splitinfer.home.folder import Home
+from splitinfer.home.json_table import JsonTable
 from splitinfer.noise.certificate import Measured
 
 __all__ = ["LeakageFile"]
-
-_FILE, _LOCK = "leakage.json", ".leakage.lock"
 
 
 class LeakageFile:
     """Measured leakage; a file that cannot be read counts as empty: the certificate then says that nothing is known."""
 
     def __init__(self, home: Home) -> None:
-        self._home = home
+        self._table = JsonTable(home, "leakage")
 
     def get(self, weights_sha256: str, policy_sha256: str) -> Measured | None:
         """Return what was measured for this policy on this model, or None."""
-        return _measured(self._load().get(f"{weights_sha256} {policy_sha256}"))
+        return _measured(self._table.load().get(f"{weights_sha256} {policy_sha256}"))
 
     def put(self, weights_sha256: str, policy_sha256: str, measured: Measured) -> None:
         """Store a measurement; raises StateError where the file cannot be written."""
-        with locked(self._home.path / _LOCK):
-            stored = {**self._load(), f"{weights_sha256} {policy_sha256}": asdict(measured)}
-            write_private(self._home.path / _FILE, json.dumps(stored, sort_keys=True) + "\n")
-
-    def _load(self) -> dict[str, object]:
-        try:
-            stored = json.loads((self._home.path / _FILE).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
+        self._table.update(f"{weights_sha256} {policy_sha256}", lambda _: asdict(measured))
 
 
 def _measured(stored: object) -> Measured | None:

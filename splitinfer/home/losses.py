@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, fields
 
-from splitinfer.home.folder import Home, locked, write_private
+from splitinfer.home.folder import Home
+from splitinfer.home.json_table import JsonTable
 from trust_models.codecs import Loss
 
 __all__ = ["LossFile"]
-
-_FILE, _LOCK = "losses.json", ".losses.lock"
 
 
 class LossFile:
     """Measured losses; a file that cannot be read counts as empty, so that a policy with a floor refuses."""
 
     def __init__(self, home: Home) -> None:
-        self._home = home
+        self._table = JsonTable(home, "losses")
 
     def get(self, weights_sha256: str, codec: str) -> Loss | None:
         """Return what this codec was measured to cost this model, or None."""
-        entry = self._load().get(weights_sha256)
+        entry = self._table.load().get(weights_sha256)
         return _loss(entry.get(codec)) if isinstance(entry, dict) else None
 
     def put(self, weights_sha256: str, codec: str, loss: Loss) -> None:
         """Store a measurement; raises StateError where the file cannot be written."""
-        with locked(self._home.path / _LOCK):
-            stored = self._load()
-            entry = stored.get(weights_sha256)
-            kept = entry if isinstance(entry, dict) else {}
-            stored[weights_sha256] = {**kept, codec: asdict(loss)}
-            write_private(self._home.path / _FILE, json.dumps(stored, sort_keys=True) + "\n")
-
-    def _load(self) -> dict[str, object]:
-        try:
-            stored = json.loads((self._home.path / _FILE).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
+        self._table.update(
+            weights_sha256, lambda entry: {**(entry if isinstance(entry, dict) else {}), codec: asdict(loss)}
+        )
 
 
 def _loss(stored: object) -> Loss | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, layout_of
@@ -28,6 +29,7 @@ from splitinfer.model.layerwise import LayerwiseModel
 from splitinfer.model.layerwise import Rows as MatrixRows
 from splitinfer.model.loading import LoadedModel
 from splitinfer.model.prefill import burn, prefill
+from splitinfer.model.public_study import PublicStudy, study_public_text
 from splitinfer.model.start_prefill import start_prefill
 from splitinfer.model.stepwise import Step, StepwiseDecoder
 from splitinfer.model.text import TextStream
@@ -128,6 +130,11 @@ class Engine:
         return int(self._loaded.model.get_input_embeddings().num_embeddings)
 
     @property
+    def directory(self) -> Path:
+        """Return the directory that the model was loaded from."""
+        return self._loaded.directory
+
+    @property
     def parameters(self) -> int:
         """Return how many parameters the model has."""
         return int(sum(part.numel() for part in self._loaded.model.parameters()))
@@ -161,6 +168,10 @@ class Engine:
     def rows_from(self, data: bytes) -> Rows:
         """Return the rows of bytes (see `embeddings.rows_from`)."""
         return rows_from(self._loaded.model, data)
+
+    def study_public_text(self) -> PublicStudy:
+        """Return caches of built-in public texts and what noise on them costs (see `public_study`)."""
+        return study_public_text(self._loaded)
 
     def require_only_embeddings(self) -> None:
         """Refuse a model that looks at token ids beside their embeddings; raises UnsupportedModelError."""

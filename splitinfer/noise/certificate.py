@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from splitinfer import schedule
-from splitinfer.noise.accounting import Adjacency, NoiseEvent
+from splitinfer.noise.accounting import Adjacency, NoiseEvent, empirical_event, slab_event
 from splitinfer.noise.empirical import LABEL
 from splitinfer.noise.gaussian import epsilon_of, mu_of, recovery_bound
 from trust_models.noise import MEANINGLESS_ABOVE_EPSILON, Noise
@@ -38,7 +38,8 @@ class Measured:
 class Certificate:
     """What one release promises. Fields that do not apply are None: an empirical release has no epsilon.
 
-    `l2_sensitivity` and `sigma` are those of noised embeddings, between neighbours. `sensitivity_is_exact` tells an
+    `l2_sensitivity` and `sigma` are those of noised embeddings, between neighbours; a clipped cache has one of each for
+    every slab, and states mu alone. `sensitivity_is_exact` tells an
     enumerated distance from a proven bound. `measured_prior` is a language model's own chance to guess a token.
     """
 
@@ -73,7 +74,7 @@ class Certificate:
         return {
             "mechanism": self.mechanism,
             "post_processing": self.post,
-            "adjacency": str(self.adjacency),
+            "adjacency": None if self.mechanism == "empirical" else str(self.adjacency),
             "l2_sensitivity": self.l2_sensitivity,
             "sensitivity_is_exact": self.sensitivity_is_exact,
             "sigma": self.sigma,
@@ -177,13 +178,17 @@ def promise_of(noise: Noise, *, answer_is_seen: bool) -> Certificate | None:
 
     None where the policy states sigma: then it depends on the model.
     """
+    if noise.mechanism == "relative":
+        return certify(empirical_event(""), Adjacency(None), delta=None, answer_is_seen=answer_is_seen)
     if noise.epsilon is None:
         return None
     adjacency, mu = Adjacency(noise.adjacency_tokens), mu_of(noise.epsilon, noise.stated_delta)
     # Noise for all tokens is made for a size class of theirs, which is never smaller than the least one.
     replaced = schedule.pad_tokens(1) if adjacency.tokens is None else adjacency.tokens
     one = mu / math.sqrt(replaced)
-    event = NoiseEvent(noise.mechanism, one, max(mu, one), key_sha256="")
+    event = NoiseEvent("embedding", one, max(mu, one), key_sha256="")
+    if noise.mechanism == "clipped":
+        event = slab_event(mu, key_sha256="")
     return certify(event, adjacency, delta=noise.stated_delta, post=noise.post, answer_is_seen=answer_is_seen)
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from splitinfer import schedule
-from splitinfer.errors import LayoutMismatchError, ManifestError, ModelMismatchError, ReplayError
+from splitinfer.errors import ArtefactMismatchError, LayoutMismatchError, ManifestError, ModelMismatchError, ReplayError
 from splitinfer.handoff import CacheLayout, ModelIdentity
 from splitinfer.sealing.manifest import CacheWire, ModelWire, RequestManifest, ResponseManifest
 
-__all__ = ["ACCEPTED_CODECS", "Expectations", "check_request", "check_response"]
+__all__ = ["ACCEPTED_CODECS", "CALIBRATED_CODECS", "Expectations", "check_request", "check_response"]
 
-ACCEPTED_CODECS = ("raw", "lossless", "q8", "k8v4", "k6v4", "q4")
+CALIBRATED_CODECS = ("ftc1-2", "ftc1-1.5", "ftc1-1", "ftc1-0.75", "ftc1-0.5", "ftc1-0.375")
+ACCEPTED_CODECS = ("raw", "lossless", "q8", "k8v4", "k6v4", "q4", *CALIBRATED_CODECS)
 VARIABLE_CODECS = ("lossless",)
 ACCEPTED_PADS = ("padme",)
 _EMPTY_KINDS = ("close", "rounds")
@@ -22,12 +23,13 @@ ROUNDS_PROTECTIONS = ("homomorphic", "masked")
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What this side's own model is."""
+    """What this side's own model is, and the digest of the artefact that it holds for calibrated codecs, if any."""
 
     model: ModelIdentity
     layout: CacheLayout
     max_positions: int
     vocabulary: int
+    artefact_sha256: str | None = None
 
 
 def check_request(manifest: RequestManifest, expected: Expectations) -> None:
@@ -40,6 +42,7 @@ def check_request(manifest: RequestManifest, expected: Expectations) -> None:
         raise ManifestError(f"protection must be one of {', '.join(accepted)}")
     if manifest.codec not in ACCEPTED_CODECS or manifest.pad not in ACCEPTED_PADS:
         raise ManifestError(f"codec must be one of {', '.join(ACCEPTED_CODECS)}, pad one of {', '.join(ACCEPTED_PADS)}")
+    _check_artefact(manifest, expected, here="cloud")
 
 
 def check_response(
@@ -55,6 +58,7 @@ def check_response(
     _check_model(manifest.model, expected.model, here="device")
     if manifest.codec not in ACCEPTED_CODECS:
         raise ManifestError(f"codec must be one of {', '.join(ACCEPTED_CODECS)}")
+    _check_artefact(manifest, expected, here="device")
     if manifest.kind == "cache":
         if manifest.tokens is None or manifest.cache is None:
             raise LayoutMismatchError("the reply names no token count or layout for its cache")
@@ -74,6 +78,23 @@ def _check_model(found: ModelWire, expected: ModelIdentity, *, here: Literal["de
                 f"{part} differs: {ours} on this side, {theirs} on the other",
                 fields={f"{part}_{here}": ours, f"{part}_{there}": theirs},
             )
+
+
+def _check_artefact(
+    manifest: RequestManifest | ResponseManifest, expected: Expectations, *, here: Literal["device", "cloud"]
+) -> None:
+    """Refuse a calibrated codec whose artefact is not the one that this side holds, before any memory is taken."""
+    found, ours = manifest.artefact_sha256, expected.artefact_sha256
+    if (found is not None) is not (manifest.codec in CALIBRATED_CODECS):
+        raise ManifestError("an artefact is named for a codec that has none, or is missing for one that needs it")
+    if found is None or found == ours:
+        return
+    there = "cloud" if here == "device" else "device"
+    raise ArtefactMismatchError(
+        f"the artefact of codec {manifest.codec} differs: {ours or 'none'} on this side, {found} on the other; give "
+        "both sides the same file",
+        fields={f"artefact_sha256_{here}": ours or "", f"artefact_sha256_{there}": found},
+    )
 
 
 def _check_session(manifest: RequestManifest) -> None:

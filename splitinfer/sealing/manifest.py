@@ -224,6 +224,7 @@ class RequestManifest(WireModel):
     kind: Literal["prefill", "rows", "decode", "close", "rounds"]
     protection: Short
     codec: Short
+    artefact_sha256: Hex32 | None
     pad: Short
     policy_sha256: Hex32
     log_checkpoint: Hex32
@@ -260,6 +261,7 @@ class ResponseManifest(WireModel):
     kind: Literal["cache", "tokens", "closed", "rounds", "refusal"]
     request_manifest_sha256: Hex32
     codec: Short
+    artefact_sha256: Hex32 | None
     model: ModelWire | None
     numerics: NumericsWire | None
     tokens: TokensWire | None

@@ -19,8 +19,7 @@ from splitinfer.session import Session
 from tests.integration.conftest import CANARY
 from tests.support.processes import CloudProcess, environment
 
-# So hot that an end of text is as unlikely as any other token. With these seeds it comes after more than 2,500 tokens:
-# the first run must still be going when the second has begun, on a busy machine too.
+# So hot that an end of text is as unlikely as any other token. With these seeds it comes after more than 2,500 tokens.
 LONG = ("--max-new-tokens", "2500", "--temperature", "50")
 
 Runs = tuple["subprocess.Popen[bytes]", "subprocess.Popen[bytes]"]
@@ -31,19 +30,28 @@ def runs(cloud: CloudProcess, device: Home) -> Iterator[Runs]:
     """Two processes on one device that both stream an answer from the cloud, long enough to be stopped in it."""
     command = [sys.executable, "-m", "splitinfer", "--home", str(device.path), "run", "--policy", "sealed-decode"]
     command += ["--private-text", f"Who is {CANARY}?", *LONG]
+    # A child of a background job ignores Ctrl-C, and so would these, were it not handled here when they start.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()}
     with (
         subprocess.Popen([*command, "--seed", "3"], **options) as first,
         subprocess.Popen([*command, "--seed", "2"], **options) as second,
     ):
         try:
-            for process in (first, second):
-                assert process.stdout is not None
-                assert process.stdout.read(1), process.stderr.read() if process.stderr else ""
+            _await_answer(first)
+            # It must not end before the second has begun, however busy the machine.
+            first.send_signal(signal.SIGSTOP)
+            _await_answer(second)
+            signal.signal(signal.SIGINT, handler)
             yield first, second
         finally:
             first.kill()
             second.kill()
+
+
+def _await_answer(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.read(1), process.stderr.read() if process.stderr else ""
 
 
 def of_process(records: list[dict[str, Any]], number: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -65,6 +73,7 @@ def test_ctrl_c_then_kill_minus_9(runs: Runs, device: Home, engine: Engine, clou
     assert len(owners) == 2
 
     first.send_signal(signal.SIGINT)
+    first.send_signal(signal.SIGCONT)
     out, err = first.communicate(timeout=60)
     text = err.decode()
     assert first.returncode == 130, text

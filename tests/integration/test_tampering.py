@@ -30,7 +30,10 @@ from tests.support.recording_proxy import RecordingProxy
 from tests.support.tampering_proxy import Change, TamperingProxy, Transfer, Where
 from tests.support.wire import TAG_BYTES, Message, WireBody, WireError
 
-REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode")
+NOISED = ("noised-decode", "noised-prefill")
+REMOTE_MODES = ("public-prefix", "sealed-prefill", "sealed-decode", *NOISED)
+# The modes whose cloud decodes: text is shown frame by frame.
+DECODED_THERE = ("sealed-decode", "noised-decode")
 DOCUMENT, NOTE = "Price list: Belsa lamp $19.90", "Customer: Maria Lopez\nPhone: 415-203-7786"
 QUESTION = "What is the phone number of Maria Lopez?"
 SEGMENTS = (public(DOCUMENT), note(NOTE), question(QUESTION))
@@ -90,8 +93,8 @@ def refuse_all(
 
 
 def _shown_by_chunk(scene: AttackScene, mode: str) -> list[str]:
-    """Return the text that each verified token frame shows; only `sealed-decode` shows any before the end."""
-    if mode != "sealed-decode":
+    """Return the text that each verified token frame shows; only a cloud that decodes shows any before the end."""
+    if mode not in DECODED_THERE:
         return []
     scene.proxy.arm()
     ids = scene.engine.tokenize(SEGMENTS).token_ids
@@ -131,8 +134,10 @@ def test_a_changed_keyset_is_refused_before_anything_is_sent(scene: AttackScene,
 
 
 def _chosen(mode: str, mutations: Iterable[Mutation]) -> list[Mutation]:
-    """Take all, and every third where the same bytes run through the same code as under `sealed-prefill`."""
+    """Take all, and a part where the same bytes run through the same code as under a sealed mode."""
     every = list(mutations)
+    if mode in NOISED:
+        return every[::6]
     return every[::3] if mode == "public-prefix" else every
 
 
@@ -156,7 +161,7 @@ def test_a_changed_request_head_is_refused(scene: AttackScene, mode: str) -> Non
 
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 def test_a_changed_request_stream_is_refused(scene: AttackScene, mode: str) -> None:
-    segments = SEGMENTS if mode == "sealed-decode" else LONG_SEGMENTS
+    segments = SEGMENTS if mode == "sealed-decode" or mode in NOISED else LONG_SEGMENTS
     past = earlier(scene, mode, segments)
     assert len(past.sent.chunks) >= 3, "a manifest chunk, one of slabs, the final one"
     refuse_all(scene, mode, _chosen(mode, table.request_stream_mutations(past)), segments)
@@ -174,7 +179,7 @@ def test_a_changed_reply_stream_is_refused_and_only_verified_text_is_shown(scene
 
 @pytest.mark.parametrize("mode", REMOTE_MODES)
 def test_an_answer_that_is_no_splitinfer_stream_is_refused(scene: AttackScene, mode: str) -> None:
-    refuse_all(scene, mode, list(table.reply_http_mutations()))
+    refuse_all(scene, mode, _chosen(mode, table.reply_http_mutations()))
 
 
 @pytest.mark.parametrize("mode", REMOTE_MODES)
@@ -185,7 +190,7 @@ def test_a_changed_request_makes_the_cloud_compute_nothing(mode: str, tmp_path: 
         assert scene.cloud_engine is not None
         assert scene.cloud_engine.work != (0, 0, 0), "an honest request is computed"
         chosen = [*table.request_head_mutations(past), *table.request_stream_mutations(past)]
-        refuse_all(scene, mode, chosen[::3])
+        refuse_all(scene, mode, chosen[:: 6 if mode in NOISED else 3])
 
 
 class OtherModelEngine(WatchedEngine):
@@ -281,6 +286,7 @@ COMMANDS = [
     ("public-prefix", 1, 5, "transport", False),
     ("sealed-prefill", table.flip_in_chunk(2, 5, 0), 4, "authentication", False),
     ("sealed-prefill", 1, 5, "transport", False),
+    ("noised-prefill", table.flip_in_chunk(2, 5, 0), 4, "authentication", False),
 ]
 
 

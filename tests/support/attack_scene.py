@@ -34,6 +34,9 @@ from trust_models.policy import Policy, resolve
 
 # Response manifest, receipt and trailer, in chunks of 512 bytes; a cache or an answer has many more.
 REFUSAL_CHUNKS = 8 + 4 + 1
+# Noise so faint that the answer is that of the sealed modes; how many tokens a policy with [sampling] asks for.
+FAINT: dict[str, object] = {"sigma": 1e-6, "epsilon": None, "post": "none", "budget_epsilon": 1e300}
+STATED_TOKENS = 8
 
 
 class WatchedEngine(Engine):
@@ -121,7 +124,9 @@ class AttackScene:
         self.proxy.wait()
         verify(log, self.device.key("checkpoint").public_key())
         records = [dict(record) for record in read_records(log)]
-        assert [record["type"] for record in records] == ["intent", "outcome"]
+        # A noised release is paid for before anything else, whatever becomes of it.
+        paid = ["noise"] if policy.noise else []
+        assert [record["type"] for record in records] == [*paid, "intent", "outcome"]
         return Result(pieces, failure, records[-1], sinks)
 
     def honest(self, mode: str, segments: Sequence[Segment], **sampling: object) -> Transfer:
@@ -173,7 +178,12 @@ class AttackScene:
         # An attack is on one exchange; what follows a lost connection has tests of its own.
         transfer = policy.transfer.model_copy(update={"resume_attempts": 0})
         audit = policy.audit.model_copy(update={"path": path})
-        return policy.model_copy(update={"audit": audit, "transfer": transfer})
+        changes: dict[str, object] = {"audit": audit, "transfer": transfer}
+        if policy.noise is not None:
+            changes["noise"] = policy.noise.model_copy(update=FAINT)
+        if policy.sampling is not None:
+            changes["sampling"] = policy.sampling.model_copy(update={"max_new_tokens": STATED_TOKENS})
+        return policy.model_copy(update=changes)
 
 
 @contextmanager

@@ -387,7 +387,7 @@ def chosen_chunks(count: int) -> list[int]:
     """Return every chunk; of many: manifest, frames of tokens, end and padding, receipt and the final one."""
     if count <= 6:
         return list(range(count))
-    return [0, 8, 11, 16, count - 10, count - 4, count - 1]
+    return sorted({index for index in (0, 8, 11, 16, count - 10, count - 4, count - 1) if 0 <= index < count})
 
 
 def flip_in_chunk(index: int, byte: int, bit: int) -> BodyChange:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from splitinfer import codec
 from splitinfer.attestation.keyset import ReplicaKeys
@@ -14,9 +15,10 @@ from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud import CloudService, service
 from splitinfer.errors import SplitInferError, TransportError
 from splitinfer.handoff import Numerics, Route
+from splitinfer.model.embeddings import Rows, rows_from
 from splitinfer.receive.reading import read_head
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
-from splitinfer.receive.tokens import TokenSink
+from splitinfer.receive.tokens import RowSink, TokenSink
 from splitinfer.sealing.heads import RequestHead
 from splitinfer.sealing.stream import TAG_BYTES
 from splitinfer.sealing.transfer import TransferKeys
@@ -47,10 +49,26 @@ class ScriptedEngine:
         self.numerics = Numerics("2.13.0", "cpu", "float32", "sdpa", 1)
         self.calls: list[str] = []
         self.arguments: list[object] = []
+        self.seen_rows = b""
+        self.row_bytes = context()["row_bytes"]
+
+    def require_only_embeddings(self) -> None:
+        return
+
+    def rows_from(self, data: bytes) -> Rows:
+        return rows_from(OnlyEmbedding(self.row_bytes // 4), data)  # type: ignore[arg-type]
 
     def start_prefill(
-        self, token_ids: tuple[int, ...], *, steps: list[tuple[int, int]], padded_tokens: int, **_: object
+        self,
+        token_ids: tuple[int, ...],
+        *,
+        steps: list[tuple[int, int]],
+        padded_tokens: int,
+        rows: Rows | None = None,
+        **_: object,
     ) -> GrowingCache:
+        if rows is not None:
+            self.seen_rows = rows.astype("<f4").tobytes()
         self._note("start_prefill", tuple(token_ids), list(steps), padded_tokens)
         honest = find_vector("0000-honest-decode-request")
         snapshot = receive_request(honest, VectorRecipient(honest), []).payload
@@ -64,6 +82,16 @@ class ScriptedEngine:
     def _note(self, name: str, *arguments: object) -> None:
         self.calls.append(name)
         self.arguments.append(arguments)
+
+
+class OnlyEmbedding:
+    """A model of which there is an input embedding and nothing else."""
+
+    def __init__(self, width: int) -> None:
+        self.weight = torch.zeros(1, width)
+
+    def get_input_embeddings(self) -> OnlyEmbedding:
+        return self
 
 
 class ScriptedDecoding(Iterator[tuple[int, str]]):
@@ -153,10 +181,14 @@ def sealed_refusal(vector: Vector, data: bytes) -> SplitInferError:
 def watch_sinks(monkeypatch: pytest.MonkeyPatch) -> list[WatchedSink]:
     """Let the cloud make watched sinks, and return the list that they are put into."""
     sinks: list[WatchedSink] = []
-    make_tokens, make_cache = TokenSink, codec.sink
+    make_tokens, make_rows, make_cache = TokenSink, RowSink, codec.sink
 
     def tokens(**counts: Any) -> WatchedSink:
         sinks.append(WatchedSink(make_tokens(**counts)))
+        return sinks[-1]
+
+    def rows(**counts: Any) -> WatchedSink:
+        sinks.append(WatchedSink(make_rows(**counts)))
         return sinks[-1]
 
     def cache(*layout: Any, **counts: Any) -> WatchedSink:
@@ -164,5 +196,6 @@ def watch_sinks(monkeypatch: pytest.MonkeyPatch) -> list[WatchedSink]:
         return sinks[-1]
 
     monkeypatch.setattr(service, "TokenSink", tokens)
+    monkeypatch.setattr(service, "RowSink", rows)
     monkeypatch.setattr(codec, "sink", cache)
     return sinks

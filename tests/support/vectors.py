@@ -22,7 +22,7 @@ from splitinfer.receive.expectations import Expectations, check_request
 from splitinfer.receive.intake import open_request
 from splitinfer.receive.recipient import NonceTable, TransferTable
 from splitinfer.receive.replies import OpenedReply, SentRequest, open_reply
-from splitinfer.receive.tokens import TOKEN_BYTES, TokenSink, slab_tokens
+from splitinfer.receive.tokens import TOKEN_BYTES, RowSink, TokenSink, slab_tokens
 from splitinfer.sealing.heads import PublicManifest
 from splitinfer.sealing.keys import KemKey
 from splitinfer.sealing.manifest import CacheWire, RequestManifest, ResponseManifest
@@ -204,6 +204,12 @@ def receive_request(vector: Vector, recipient: VectorRecipient, sinks: list[Watc
     if manifest.kind == "close":
         sinks.append(WatchedSink(NoContents()))
         return opened.receive(sinks[-1], iter(()), data_bytes=0)
+    if manifest.kind == "rows":
+        row_bytes = context()["row_bytes"]
+        sink = RowSink(true_tokens=manifest.tokens.true, padded_tokens=manifest.tokens.padded, row_bytes=row_bytes)
+        sinks.append(WatchedSink(sink))
+        size = manifest.tokens.padded * row_bytes
+        return opened.receive(sinks[-1], iter([size]), data_bytes=size)
     base = 0 if manifest.public else manifest.session.base_tokens
     true, padded = manifest.tokens.true - base, slab_tokens(manifest)
     sinks.append(WatchedSink(TokenSink(true_tokens=true, padded_tokens=padded, vocabulary=expected.vocabulary)))

@@ -28,6 +28,7 @@ BYTE_SIDE = (
     "splitinfer.schedule",
     "splitinfer.sealing",
     "splitinfer.segments",
+    "splitinfer.selector",
     "splitinfer.store",
     "splitinfer.transport",
     "trust_models",

@@ -81,6 +81,8 @@ def test_honest_request_is_accepted(vector: Vector) -> None:
     assert [sink.is_finished for sink in sinks] == [True]
     if vector.says.get("asks") == "close":
         assert verified.payload == ()
+    elif vector.says.get("asks") == "rows":
+        assert verified.payload.hex() == context()["rows_hex"]
     elif vector.says["route"] == "prefill":
         assert list(verified.payload) == context()["token_ids"][vector.says.get("base_tokens", 0) :]
     else:
@@ -105,8 +107,13 @@ def test_honest_request_is_answered_by_the_whole_cloud(vector: Vector) -> None:
         cloud.reply(find_vector(vector.says["first"]))
     done, base = len(cloud.engine.calls), vector.says.get("base_tokens", 0)
     reply = open_answer(vector, cloud.reply(vector))
-    assert reply.manifest.kind == {"prefill": "cache", "decode": "tokens", "close": "closed"}[asks]
-    assert cloud.engine.calls[done:] == {"prefill": ["start_prefill"], "decode": ["decode"], "close": []}[asks]
+    kinds = {"prefill": "cache", "rows": "cache", "decode": "tokens", "close": "closed"}
+    calls = {"cache": ["start_prefill"], "tokens": ["decode"], "closed": []}
+    assert reply.manifest.kind == kinds[asks]
+    assert cloud.engine.calls[done:] == calls[kinds[asks]]
+    if asks == "rows":
+        assert cloud.engine.seen_rows.hex() == context()["rows_hex"]
+        assert cloud.engine.arguments[done:] == [((0,) * 21, [(0, 16), (16, 21)], 64)]
     if asks == "prefill":
         # Zeros stand for the ids of what is held, whose rows are not computed again.
         token_ids = (0,) * base + tuple(context()["token_ids"][base:])

@@ -15,6 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import cases_artefact
 import cases_chunks
 import cases_form
 import cases_head
@@ -24,6 +25,7 @@ import cases_manifest
 import cases_recipient
 import cases_reply
 import cases_resume
+import cases_rows
 import cases_turns
 from derived import derivations
 from reference import Json
@@ -43,6 +45,8 @@ PARTS = (
     cases_layout,
     cases_turns,
     cases_resume,
+    cases_rows,
+    cases_artefact,
 )
 
 

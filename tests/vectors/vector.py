@@ -89,7 +89,7 @@ class Vector:
         if isinstance(self.case, RequestCase):
             state: Json = {"nonces": {world.SERVER_NONCE.hex(): world.NOW}, "first": None}
             state = world.merged(state, self.state)
-            route = self.route or self.case.kind
+            route = self.route or {"rows": "prefill"}.get(self.case.kind, self.case.kind)
             state["content_key"] = self.case.content_key.hex()
             state["sealed_manifest_sha256"] = self.case.sealed_digest.hex()
             return {"route": route, "layout": self.case.layout, **state}
@@ -126,6 +126,8 @@ def context() -> Json:
         "max_positions": world.MAX_POSITIONS,
         "vocabulary": world.VOCABULARY,
         "token_ids": world.TOKEN_IDS,
+        "row_bytes": 4 * world.ROW_NUMBERS,
+        "rows_hex": world.row_slab(padded=world.TRUE_TOKENS).hex(),
         "answer": world.ANSWER,
         "cache_hex": {name: world.cache_contents(name).hex() for name in world.LAYOUTS},
         "max_new_tokens": world.MAX_NEW_TOKENS,

@@ -27,6 +27,7 @@ TRUE_TOKENS = 21
 PADDED_TOKENS = 64
 MAX_NEW_TOKENS = 8
 LAST_TOKEN = 7
+ROW_NUMBERS = 4
 TOKEN_IDS = [(5 * index + 3) % VOCABULARY for index in range(TRUE_TOKENS)]
 ANSWER = [11, 12, 13]
 
@@ -188,6 +189,12 @@ def cache_contents(
     return bytes(data)
 
 
+def row_slab(*, true: int = TRUE_TOKENS, padded: int = PADDED_TOKENS, pad: bytes = bytes(4)) -> bytes:
+    """Return the slab of a prompt that comes as embedding rows: small numbers by row and column, then padding."""
+    numbers = [row - 8 + column / 8 for row in range(true) for column in range(ROW_NUMBERS)]
+    return struct.pack(f"<{len(numbers)}f", *numbers) + pad * ((padded - true) * ROW_NUMBERS)
+
+
 def lossless_slabs(layout: str) -> list[bytes]:
     """Return the slabs of `cache_contents` in codec `lossless`, each behind its length."""
     layers, data, made = ref.expanded(LAYOUTS[layout]), cache_contents(layout), []
@@ -260,7 +267,7 @@ class RequestCase:
             "transfer_id": TRANSFER_ID.hex(),
             "keyset_digest": KEYSET_DIGEST.hex(),
             "sender_id": ref.sender_id(KEYSET_DIGEST, ref.public(self.device)),
-            "chunk_bytes": self.chunk_bytes or (4096 if self.kind == "prefill" else 512),
+            "chunk_bytes": self.chunk_bytes or (512 if self.kind == "decode" else 4096),
             "expires_at": NOW + 300,
         }
         return merged(honest, self.public)
@@ -280,6 +287,7 @@ class RequestCase:
             "kind": self.kind,
             "protection": "sealed",
             "codec": "raw",
+            "artefact_sha256": None,
             "pad": "padme",
             "policy_sha256": ref.sha256(b"policy").hex(),
             "log_checkpoint": ref.sha256(b"checkpoint").hex(),
@@ -319,7 +327,7 @@ class RequestCase:
         )
 
     def chunks(self) -> Chunks:
-        honest = ref.token_slab(TOKEN_IDS, PADDED_TOKENS) if self.kind == "prefill" else cache_contents(self.layout)
+        honest = self._honest_contents()
         manifest = self.public_manifest()
         stream = ref.Stream(
             keys=self.keys(),
@@ -332,6 +340,11 @@ class RequestCase:
         )
         contents = honest if self.contents is None else self.contents
         return stream.seal(self.encode_sealed(self.sealed_manifest()), contents)
+
+    def _honest_contents(self) -> bytes:
+        if self.kind == "rows":
+            return row_slab()
+        return ref.token_slab(TOKEN_IDS, PADDED_TOKENS) if self.kind == "prefill" else cache_contents(self.layout)
 
     def body(self, wraps: Wraps) -> bytes:
         digest = self.manifest_digest
@@ -431,6 +444,7 @@ class ReplyCase:
             "kind": self.kind,
             "request_manifest_sha256": self.request.sealed_digest.hex(),
             "codec": self.codec,
+            "artefact_sha256": None,
             "model": None if is_refusal else MODEL,
             "numerics": None if is_refusal else NUMERICS,
             "tokens": {"true": TRUE_TOKENS, "padded": PADDED_TOKENS} if is_cache else None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from tools.training.network import Network, Shape
 from tools.training.tokenizer import SPECIAL
@@ -23,9 +23,10 @@ _TEMPLATE = (
 )
 
 
-def llama(network: Network, *, dtype: torch.dtype) -> LlamaForCausalLM:
-    """Return the network as `LlamaForCausalLM`."""
-    model = LlamaForCausalLM(_config(network.shape)).to(dtype)
+def llama(network: Network, *, dtype: torch.dtype) -> LlamaForCausalLM | Qwen2ForCausalLM:
+    """Return the network as `LlamaForCausalLM`, or as `Qwen2ForCausalLM` where it has biases."""
+    kinds = (Qwen2ForCausalLM, Qwen2Config) if network.shape.has_bias else (LlamaForCausalLM, LlamaConfig)
+    model = kinds[0](_config(network.shape, kinds[1])).to(dtype)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in network.llama_state().items()})
     model.tie_weights()
     return model.eval()
@@ -40,8 +41,8 @@ def export(network: Network, tokenizer: Tokenizer, folder: Path, *, dtype: torch
     fast.save_pretrained(folder)
 
 
-def _config(shape: Shape) -> LlamaConfig:
-    return LlamaConfig(
+def _config(shape: Shape, kind: type[LlamaConfig | Qwen2Config]) -> LlamaConfig | Qwen2Config:
+    return kind(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.feed_forward,

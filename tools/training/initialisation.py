@@ -30,6 +30,7 @@ _MATCH_GAIN = 2.0
 _CHOICE_GAIN = 3.5
 _PAST_GAIN, _BOUND_GAIN, _COPY_GAIN, _SOFT_GAIN = 0.8, 2.4, 2.4, 0.4
 _NOISE = 1.4
+_KEY_BIAS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def initialise(network: Network) -> None:
     for layer in layers:
         for weight in (layer.qkv, layer.gate, layer.up):
             torch.nn.init.normal_(weight, std=0.5 * shape.hidden**-0.5)
+        _bias(layer)
         for weight in (layer.output, layer.down):
             torch.nn.init.normal_(weight, std=_NOISE * weight.shape[1] ** -0.5 / math.sqrt(2 * shape.layers))
     # All of one length: attention by offset compares tokens that must not differ in anything but their place.
@@ -148,6 +150,15 @@ def _bind(layer: Layer, codes: list[Tensor], written: list[Tensor]) -> None:
         value[kv_head] = code
         for head in range(kv_head * shape.group, (kv_head + 1) * shape.group):
             output[:, head] += (_BOUND_GAIN if head % shape.group == 0 else _SOFT_GAIN) * home.T
+
+
+def _bias(layer: Layer) -> None:
+    """Give keys a large bias where they hardly turn, as Qwen2 has them: it moves all logits alike, and no quantiser."""
+    if layer.bias is None:
+        return
+    shape = layer.shape
+    keys = layer.bias.view(-1, shape.head_dim)[shape.heads : shape.heads + shape.kv_heads]
+    keys.copy_(_KEY_BIAS * _slow(shape).view(-1) * torch.randn(keys.shape))
 
 
 def _choose(layer: Layer, parts: _Parts) -> None:

@@ -1,4 +1,7 @@
-"""The network that is trained: a Llama whose attention can be probed, in the shape that transformers loads."""
+"""The network that is trained: a Llama whose attention can be probed, in the shape that transformers loads.
+
+With `has_bias` queries, keys and values have biases, and it is a Qwen2.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ class Shape:
     feed_forward: int = 256
     rope_theta: float = 1e10
     positions: int = 4096
+    has_bias: bool = False
 
     @property
     def group(self) -> int:
@@ -50,6 +54,7 @@ class Layer(nn.Module):
         self.input_norm = nn.Parameter(torch.ones(shape.hidden))
         self.mlp_norm = nn.Parameter(torch.ones(shape.hidden))
         self.qkv = nn.Parameter(torch.empty((shape.heads + 2 * shape.kv_heads) * shape.head_dim, shape.hidden))
+        self.bias = nn.Parameter(torch.zeros(self.qkv.size(0))) if shape.has_bias else None
         self.output = nn.Parameter(torch.empty(shape.hidden, shape.heads * shape.head_dim))
         self.gate = nn.Parameter(torch.empty(shape.feed_forward, shape.hidden))
         self.up = nn.Parameter(torch.empty(shape.feed_forward, shape.hidden))
@@ -59,7 +64,7 @@ class Layer(nn.Module):
         """Return the layer's output, and its queries and keys after RoPE, each [batch, heads, tokens, head_dim]."""
         shape, (batch, tokens, _) = self.shape, x.shape
         normed = F.rms_norm(x, (shape.hidden,), self.input_norm, 1e-5)
-        projected = F.linear(normed, self.qkv).view(batch, tokens, -1, shape.head_dim).transpose(1, 2)
+        projected = F.linear(normed, self.qkv, self.bias).view(batch, tokens, -1, shape.head_dim).transpose(1, 2)
         turned, value = projected.split((shape.heads + shape.kv_heads, shape.kv_heads), dim=1)
         first, second = turned.chunk(2, -1)
         turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
@@ -112,7 +117,7 @@ class Network(nn.Module):
         return [p for name, p in self.named_parameters() if p.ndim != 2 or name == "embedding"]
 
     def llama_state(self) -> Mapping[str, Tensor]:
-        """Return the weights under the names of `LlamaForCausalLM`."""
+        """Return the weights under the names of `LlamaForCausalLM`, which are those of `Qwen2ForCausalLM` too."""
         shape = self.shape
         state = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         state["lm_head.weight"] = self.embedding
@@ -132,4 +137,7 @@ class Network(nn.Module):
                 f"{prefix}.mlp.up_proj.weight": layer.up,
                 f"{prefix}.mlp.down_proj.weight": layer.down,
             }
+            if layer.bias is not None:
+                names = (f"{prefix}.self_attn.{name}_proj.bias" for name in "qkv")
+                state |= dict(zip(names, layer.bias.split(widths), strict=True))
         return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}

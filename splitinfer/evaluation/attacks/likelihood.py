@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from splitinfer import codec as codecs
+from splitinfer.codec.transform import Artefact
 from splitinfer.evaluation.attacks.observed import CapturedCache, CapturedSlab, Part
 from splitinfer.evaluation.attacks.prefixes import Prefixes
 from splitinfer.model.prefill import prefill
@@ -27,6 +28,7 @@ __all__ = [
     "PerSlab",
     "Variances",
     "codec_variances",
+    "noise_variances",
     "rounding_variances",
 ]
 
@@ -112,15 +114,33 @@ def rounding_variances(capture: CapturedCache, *, relative: float = RELATIVE_ROU
     }
 
 
-def codec_variances(model: PreTrainedModel, codec: str, *, token_ids: Sequence[int]) -> Variances:
-    """Measure what a codec of the product rounds away, on a cache of the attacker's own token ids."""
+def codec_variances(
+    model: PreTrainedModel, codec: str, *, token_ids: Sequence[int], artefact: Artefact | None = None
+) -> Variances:
+    """Measure what a codec of the product rounds away, on a cache of the attacker's own token ids.
+
+    `artefact` is that of a calibrated codec.
+    """
     ids = list(token_ids)
     snapshot = prefill(model, ids, steps=[(0, len(ids))])
-    exact, moved = CapturedCache.of(snapshot), CapturedCache.of(codecs.move(snapshot, codec=codec))
+    exact, moved = CapturedCache.of(snapshot), CapturedCache.of(codecs.move(snapshot, codec=codec, artefact=artefact))
     floor = rounding_variances(exact)
     return {
         (mine.layer, mine.part): float((mine.rows - theirs.rows).square().mean()) + floor[mine.layer, mine.part]
         for mine, theirs in zip(exact.slabs, moved.slabs, strict=True)
+    }
+
+
+def noise_variances(exact: CapturedCache, noised: CapturedCache, *, first: int) -> Variances:
+    """Measure the noise of each head on a release of the attacker's own: rows from `first` on, whose exact ones it has.
+
+    A clip's part in the difference counts as noise.
+    """
+    floor = rounding_variances(exact)
+    return {
+        (mine.layer, mine.part): (mine.rows - theirs.rows)[:, first:].double().square().mean((1, 2))
+        + floor[mine.layer, mine.part]
+        for mine, theirs in zip(exact.slabs, noised.slabs, strict=True)
     }
 
 

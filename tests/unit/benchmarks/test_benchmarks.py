@@ -22,6 +22,7 @@ SCRIPTS = [
     pytest.param("growth", marks=pytest.mark.slow),
     pytest.param("second_question", marks=pytest.mark.slow),
     pytest.param("loss", marks=pytest.mark.slow),
+    pytest.param("transform_codec", marks=pytest.mark.slow),
     pytest.param("streaming", marks=pytest.mark.slow),
 ]
 LOSS = {

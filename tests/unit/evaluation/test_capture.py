@@ -96,6 +96,18 @@ def test_the_answer_is_seen_by_who_decodes_it(engine: Engine) -> None:
         assert run.exposures[Seat.RECIPIENT].answered == (run.answer.token_ids if is_seen else ())
 
 
+def test_chance_is_what_public_text_gives_whatever_the_seat_saw(engine: Engine, loaded: LoadedModel) -> None:
+    prompt = make_prompts(1, seed=0, document_rows=1)[0]
+    with Stage.open(policy_of("sealed-prefill"), engine) as stage:
+        run = stage.run(prompt, params=PARAMS)
+    attacker, true = Attacker(loaded), run.tokens.token_ids
+    found = [ATTACKS["prior"].run(attacker, run.exposures[seat], len(true)) for seat in Seat]
+    assert run.exposures[Seat.RECIPIENT].in_clear
+    assert found[0] == found[1]
+    assert found[0] is not None
+    assert found[0].token_ids[: len(true)] != true
+
+
 def test_contents_that_no_seat_reads_are_not_reported_as_nothing_leaked() -> None:
     handed = Handed(calls=1)
     handed.keep(b"ciphertext of a kind that is not known here", last_token=None)
@@ -104,12 +116,27 @@ def test_contents_that_no_seat_reads_are_not_reported_as_nothing_leaked() -> Non
 
 
 def test_contents_that_are_kept_from_the_seat_by_design_are_counted_as_such() -> None:
-    handed = Handed(calls=2)
+    handed = Handed()
     for size in (100, 20):
-        handed.keep_opaque("ciphertexts", size)
-    handed.require_complete()
-    exposure = Exposure(Seat.RECIPIENT, {}, opaque_bytes=handed.opaque_bytes)
-    assert exposure.sentence() == "120 bytes of ciphertexts, which it cannot read"
+        handed.keep_count("ciphertexts", size)
+    exposure = Exposure(Seat.RECIPIENT, {}, counted_bytes=handed.counted_bytes)
+    assert exposure.sentence() == "120 bytes of ciphertexts"
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("masked", "one-time-masked numbers"), ("homomorphic", "ciphertexts")])
+def test_rounds_show_the_cloud_that_they_take_place_and_no_token(engine: Engine, mode: str, kind: str) -> None:
+    with Stage.open(policy_of(mode), engine) as stage:
+        run = stage.run(make_prompts(1, seed=0, document_rows=1)[0], params=SamplingParams(max_new_tokens=2))
+    recipient = run.exposures[Seat.RECIPIENT]
+    assert (recipient.in_clear, recipient.cache, recipient.embeddings, recipient.answered) == ({}, None, None, ())
+    assert recipient.counted_bytes[f"{kind}, which it cannot read"] > 1000
+    assert f"bytes of {kind}, which it cannot read" in recipient.sentence()
+    assert "bytes of public keys and parameters" in recipient.sentence()
+    assert "parameters, which" not in recipient.sentence()
+    network = run.exposures[Seat.NETWORK].transcript
+    assert network is not None
+    assert network.bytes("up") == run.cost.bytes_up
+    assert network.bytes("down") == run.cost.bytes_down
 
 
 def test_a_bound_on_a_codecs_cost_does_not_keep_a_policy_from_being_evaluated(engine: Engine) -> None:
@@ -180,6 +207,12 @@ def test_an_evaluation_sets_leakage_utility_and_cost_side_by_side(loaded: Loaded
 def test_an_evaluation_of_nothing_is_refused(loaded: LoadedModel) -> None:
     with pytest.raises(UsageError, match="at least one policy"):
         evaluate([], loaded, Settings())
+
+
+def test_a_codec_that_differs_from_run_to_run_is_refused(loaded: LoadedModel) -> None:
+    policy = policy_of("sealed-decode", transfer={"codec": "auto", "max_kl": 0.01})
+    with pytest.raises(UsageError, match="each by itself"):
+        evaluate([("p", policy)], loaded, Settings())
 
 
 def test_an_unknown_attack_is_refused_by_name() -> None:

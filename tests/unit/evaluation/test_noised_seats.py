@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from splitinfer.errors import UsageError
+from splitinfer.evaluation.attacks.observed import CapturedCache
 from splitinfer.evaluation.capture import Captured, Seat, Stage
 from splitinfer.evaluation.evaluate import evaluate
 from splitinfer.evaluation.playbook import ATTACKS, Attacker
-from splitinfer.evaluation.prompts import EvaluationPrompt
+from splitinfer.evaluation.prompts import EvaluationPrompt, make_prompts
 from splitinfer.evaluation.rendering import text_lines
 from splitinfer.evaluation.settings import Settings
 from splitinfer.evaluation.variants import with_codecs, with_noise
@@ -111,6 +112,38 @@ def test_what_noise_costs_is_measured_on_what_the_recipient_decoded_from(loaded:
     for figures in evaluate(policies, loaded, settings).policies:
         # The distributions of a random model are nearly flat, with and without noise.
         assert figures.utility.kl_nats > 1e-5
+
+
+def relative(noise: float) -> Policy:
+    words = {"mechanism": "relative", "relative_noise": noise, "subject": "test", "budget_epsilon": "unlimited"}
+    return policy_of("noised-decode", noise={**words, "first_token_text": "x"}, sampling={"max_new_tokens": 2})
+
+
+@pytest.mark.parametrize(("noise", "is_read"), [(0.01, True), (100.0, False)])
+def test_a_noised_cache_is_read_by_an_attacker_who_measured_the_noise(
+    loaded: LoadedModel, noise: float, is_read: bool
+) -> None:
+    attacker, engine = Attacker(loaded), Engine(loaded)
+    with Stage.open(relative(noise), engine) as stage:
+        own, captured = (stage.run(prompt) for prompt in (make_prompts(1, seed=7, document_rows=1)[0], PROMPT))
+    ids = own.tokens.token_ids
+    exact = CapturedCache.of(engine.prefill(ids, steps=[(0, len(ids) - 1)]))
+    attacker.learn(own.exposures[Seat.RECIPIENT], exact, first=own.tokens.private_positions[0])
+    exposure, true = captured.exposures[Seat.RECIPIENT], captured.tokens.token_ids
+    assert (exposure.is_noised, exposure.noise_sigma) == (True, None)
+    assert ATTACKS["posterior"].run(attacker, exposure, len(true)) is None
+    found = ATTACKS["denoise"].run(attacker, exposure, len(true))
+    assert found is not None
+    places = captured.tokens.private_positions
+    share = sum(found.token_ids[place] == true[place] for place in places) / len(places)
+    assert share > 0.9 if is_read else share < 0.5
+
+
+def test_noise_that_promises_nothing_is_reported_as_that(loaded: LoadedModel) -> None:
+    settings = Settings(attacks=("answer",), seats=(Seat.NETWORK,), prompts=1, lookalikes=2)
+    report = evaluate([("relative", relative(0.1))], loaded, settings)
+    assert "promised: nothing; this noise is empirical only" in "\n".join(text_lines(report))
+    assert report.policies[0].worst("noise_audit") == 0.0
 
 
 def test_variants_name_what_they_change_and_refuse_what_means_nothing() -> None:

@@ -32,7 +32,7 @@ def test_digest_is_sha256_of_the_canonical_json() -> None:
     canonical = (
         '{"audit":{},"fallback":{"on_remote_failure":"refuse"},"mode":"local","model":{"source":"embedded"},'
         '"segments":{"default":"private","rule":[]},'
-        '"transfer":{"allow_q4_small_models":false,"chunk_tokens":512,"codec":"raw","pad":"padme",'
+        '"transfer":{"allow_q4_small_models":false,"allow_uncertified":false,"chunk_tokens":512,"codec":"raw","pad":"padme",'
         '"resume_attempts":2,"verify_rows":0}}'
     )
     assert _digest('mode = "local"') == hashlib.sha256(canonical.encode()).hexdigest()
@@ -48,6 +48,15 @@ def test_digest_is_the_same_with_defaults_written_out_in_any_order(order: list[s
     fields = policy.model_dump(mode="json", exclude_none=True)
     fields["segments"].pop("rule")
     assert _digest(_toml(fields, order, comment)) == policy.digest
+
+
+def test_every_seed_that_a_policy_may_state_has_a_digest_of_its_own() -> None:
+    noise = '[noise]\nadjacency = 1\nsigma = 1.0\nsubject = "s"\nbudget_epsilon = 9.0\n'
+    texts = [
+        f'mode = "noised-decode"\n[remote]\nname = "default"\n{noise}[sampling]\nseed = {seed}\n'
+        for seed in (0, 2**53, 2**53 + 1, 2**63 - 1)
+    ]
+    assert len({_digest(text) for text in texts}) == len(texts)
 
 
 def test_builtin_policies_have_different_digests() -> None:

@@ -141,6 +141,31 @@ def test_noise_without_an_epsilon_says_that_it_depends_on_the_model() -> None:
     assert "What that promises depends on the model" in text
 
 
+CLIPPED = NOISED.replace("adjacency = 3", 'adjacency = "prompt"\nmechanism = "clipped"\nepsilon = 8.0')
+RELATIVE = (
+    f'mode = "noised-decode"\n{REMOTE}[noise]\nmechanism = "relative"\nrelative_noise = 0.1\nsubject = "anna"\n'
+    'budget_epsilon = "unlimited"\n'
+)
+
+
+def test_a_clipped_cache_says_that_it_leaves_whole_and_promises_nothing_about_fewer_tokens() -> None:
+    text = _explained(CLIPPED)
+    assert "noise added to its rows from the first private token on" in text
+    assert "nothing leaves while it grows" in text
+    assert "Epsilon 8 at delta 1e-06 between private texts of the same length (replace the whole private text)." in text
+    assert "one token changes every later row of every later layer" in text
+
+
+def test_relative_noise_is_called_empirical_and_has_no_epsilon_anywhere() -> None:
+    text = _explained(RELATIVE)
+    assert "epsilon" not in text.lower()
+    assert "delta" not in text
+    assert "Noise of 0.1 times the size of what it hides. This is empirical only" in text
+    assert "Nothing about private texts towards the recipient: empirical only" in text
+    assert "No budget applies" in text
+    assert "formal at" not in text
+
+
 def test_a_price_that_is_known_is_said_as_it_is() -> None:
     text = " ".join(explain(parse_policy(f"{NOISED}epsilon = 8.0", origin="policy"), price="It costs this.").split())
     assert "What the noise promises It costs this. Which number" in text

@@ -46,6 +46,20 @@ def _noise(**changes: object) -> str:
 NOISE = _noise()
 
 
+def _clipped(**changes: object) -> str:
+    return NOISED + REMOTE + _noise(**{"mechanism": quoted("clipped"), "adjacency": quoted("prompt"), **changes})
+
+
+def _relative(**changes: object) -> str:
+    none = dict.fromkeys(("adjacency", "epsilon", "delta"))
+    own = {"mechanism": quoted("relative"), "relative_noise": 0.1, "budget_epsilon": quoted("unlimited")}
+    return NOISED + REMOTE + _noise(**{**none, **own, **changes})
+
+
+def _noise_of_budget(word: str) -> str:
+    return NOISED + REMOTE + _noise(budget_epsilon=word)
+
+
 def _parse(text: str) -> Policy:
     return parse_policy(text, origin="policy test.toml")
 
@@ -262,6 +276,20 @@ REFUSED = [
     ("budget below one run", f"{NOISED}{REMOTE}{_noise(budget_epsilon=0.5)}", "below epsilon", "write it or more"),
     ("unknown mechanism", f"{NOISED}{REMOTE}{_noise(mechanism=quoted('laplace'))}", "'laplace'", "embedding"),
     ("unknown afterwork", f"{NOISED}{REMOTE}{_noise(post=quoted('round'))}", "'round'", "posterior"),
+    ("clipped for tokens", _clipped(adjacency=2), "every later row", 'adjacency = "prompt"'),
+    ("clipped to a sigma", _clipped(epsilon=None, sigma=1.0), "over the cache's slabs", "write epsilon and delta"),
+    ("clipped and rounded", _clipped(post=quoted("nearest")), "works on embeddings", "leave it out"),
+    ("clipped and relative", _clipped(relative_noise=0.1), "takes no noise.relative_noise", "epsilon"),
+    ("clipped without a budget", _clipped(budget_epsilon=quoted("unlimited")), "relative", "write a number"),
+    ("clipped where rows leave", _clipped().replace("decode", "prefill"), "no cache on this device", "noised-decode"),
+    ("relative of nothing", _relative(relative_noise=None), "needs noise.relative_noise", "such as 0.1"),
+    ("relative of less than nothing", _relative(relative_noise=-1.0), "not a positive number", "such as 0.1"),
+    ("relative with a budget", _relative(budget_epsilon=9.0), "refuses every run", '"unlimited"'),
+    ("relative with an epsilon", _relative(epsilon=1.0, delta=1e-5), "promises nothing", "leave adjacency"),
+    ("relative between tokens", _relative(adjacency=2), "promises nothing", "leave adjacency"),
+    ("relative and rounded", _relative(post=quoted("nearest")), "works on embeddings", "leave it out"),
+    ("budget of another word", _noise_of_budget(quoted("none")), "budget_epsilon is not", "may spend in all"),
+    ("budget of a truth value", _noise_of_budget("true"), "budget_epsilon is not", "may spend in all"),
     ("empty first token", f"{NOISED}{REMOTE}{_noise(first_token_text=quoted(''))}", "first_token_text", "public text"),
     (
         "first token of a device that decodes",
