@@ -134,4 +134,4 @@ class HomomorphicWork:
 
 
 def _shapes(engine: Engine) -> dict[tuple[int, Operation], LinearShape]:
-    return {key: LinearShape(*matrix.shape) for key, matrix in engine.operations().items()}
+    return {key: LinearShape(*shape) for key, shape in engine.operation_shapes().items()}
