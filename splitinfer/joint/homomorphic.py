@@ -61,9 +61,8 @@ class HomomorphicWork:
         model, parameters = engine.layerwise(), parameters_for(rules.profile)
         shape = AttentionShape(len(model.layers), model.heads, model.kv_heads, model.head_dim)
         public = min(prompt.leading_public_tokens, held) if rules.public == "plaintext" else 0
-        plan = plan_attention(
-            shape, slots=parameters.slots, tokens=max(held, 1), is_encrypted=not (held and public == held)
-        )
+        # Where a public text leads, the private rest is short or fills tiles of its own.
+        plan = plan_attention(shape, slots=parameters.slots, tokens=public or max(held, 1), is_encrypted=not public)
         return cls(
             rules=rules,
             engine=engine,
@@ -120,10 +119,13 @@ class HomomorphicWork:
             yield step
 
     def _upload(self, half: DeviceHalf, cache: CacheSnapshot) -> None:
-        public = self.growth.public_tokens
+        public, kept = self.growth.public_tokens, self.growth.kept_tokens(self.plan)
         for layer, (keys, values) in enumerate(cached_rows(cache)):
+            whole = len(keys) - kept
             half.load(layer, keys[:public], values[:public], is_public=True)
-            half.load(layer, keys[public:], values[public:])
+            half.load(layer, keys[public:whole], values[public:whole])
+            # Copies: the snapshot is wiped, or goes on in another run.
+            half.keep(layer, keys[whole:].copy(), values[whole:].copy())
 
     def _prefill(self, half: DeviceHalf, linear: Linear) -> None:
         for position, token_id in enumerate(self.token_ids[:-1]):
