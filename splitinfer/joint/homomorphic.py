@@ -60,7 +60,9 @@ class HomomorphicWork:
             )
         model, parameters = engine.layerwise(), parameters_for(rules.profile)
         shape = AttentionShape(len(model.layers), model.heads, model.kv_heads, model.head_dim)
-        public = min(prompt.leading_public_tokens, held) if rules.public == "plaintext" else 0
+        # A prompt that is computed at the cloud is so under encryption, its public text too.
+        is_in_clear = rules.public == "plaintext" and rules.linear == "device"
+        public = min(prompt.leading_public_tokens, held) if is_in_clear else 0
         # Where a public text leads, the private rest is short or fills tiles of its own.
         plan = plan_attention(shape, slots=parameters.slots, tokens=public or max(held, 1), is_encrypted=not public)
         return cls(

@@ -92,6 +92,29 @@ def test_a_full_tail_becomes_a_tile_and_goes_on_giving_attention() -> None:
             assert len(uploaded) == (at >= capacity - 1)
 
 
+def test_rows_that_are_kept_begin_the_tail_and_leave_in_the_tile_that_it_fills() -> None:
+    """Public rows at the cloud, a private rest here: one softmax, and one ciphertext tile once the tail is full."""
+    shape, loopback = AttentionShape(1, 64, 2, 32), Loopback()
+    with DeviceHalf(shape, loopback.exchange, expected_tokens=20, is_public=True) as device:
+        capacity = device.plan.tile_tokens
+        total = 20 + capacity + 1
+        keys, values, queries = drawn(1, total, 2, 32), drawn(2, total, 2, 32), drawn(3, total, 64, 32) / 5
+        device.load(0, keys[:20], values[:20], is_public=True)
+        device.keep(0, keys[20 : total - 3], values[20 : total - 3])
+        for at in range(total - 3, total):
+            found = device.attend(0, queries[at], keys[at], values[at])
+            assert np.abs(found - attention(queries[at], keys[: at + 1], values[: at + 1])).max() < 1e-4
+            uploaded = [record for record in loopback.requests if record.operation is Operation.TILE]
+            assert len(uploaded) == (at >= total - 2)
+
+
+def test_a_tail_of_a_whole_tile_is_not_kept() -> None:
+    with DeviceHalf(AttentionShape(1, 6, 2, 32), Loopback().exchange, expected_tokens=1) as device:
+        rows = drawn(1, device.plan.tile_tokens, 2, 32)
+        with pytest.raises(LayoutMismatchError, match="load whole tiles"):
+            device.keep(0, rows, rows)
+
+
 def test_sealing_the_tail_leaves_the_output_as_it_was() -> None:
     keys, values, queries = drawn(1, 7, 2, 32), drawn(2, 7, 2, 32), drawn(3, 7, 6, 32) / 3
     loopback = Loopback()
