@@ -218,9 +218,8 @@ def load_artefact(engine: Engine, *, home: Home) -> Artefact | None:
 
 
 def _computes_with_matrices(policy: Policy) -> bool:
-    """Tell whether the device may ever apply a large matrix: not where the cloud does, unless the device takes over."""
-    is_left_to_cloud = policy.mode is TrustMode.HOMOMORPHIC and policy.homomorphic.linear == "cloud"
-    return not is_left_to_cloud or policy.fallback.on_remote_failure == "local"
+    """Tell whether the device may ever apply a large matrix: not where the cloud does; it cannot take over then."""
+    return policy.mode is not TrustMode.HOMOMORPHIC or policy.homomorphic.linear == "device"
 
 
 def _require_codec(

@@ -101,12 +101,8 @@ def test_linear_layers_at_the_cloud_give_the_tokens_of_local(pair: Paired, tiny:
 
 @pytest.mark.parametrize(
     ("policy", "is_light"),
-    [
-        (homomorphic(linear="cloud"), True),
-        (homomorphic(), False),
-        (policy_of("homomorphic", homomorphic={"linear": "cloud"}, on_remote_failure="local"), False),
-    ],
-    ids=["linear layers at the cloud", "linear layers here", "the device may take over"],
+    [(homomorphic(linear="cloud"), True), (homomorphic(), False)],
+    ids=["linear layers at the cloud", "linear layers here"],
 )
 def test_a_session_loads_embeddings_and_norms_alone_where_the_cloud_applies_the_matrices(
     pair: Paired, tiny_directory: Path, policy: Policy, is_light: bool
