@@ -40,6 +40,7 @@ from splitinfer.segments import note, public, question
 from splitinfer.session import Session
 from tests.integration.conftest import CommandLine
 from tests.support import tiny_models
+from tests.support.http_exchange import served
 from tests.support.memory_clouds import Paired, policy_of
 from tests.support.processes import CloudProcess, run_cli
 from tests.support.rounds import MASKED, Change, RoundsCloud, homomorphic
@@ -426,6 +427,22 @@ def test_a_real_cloud_gives_the_tokens_of_local(
     local, remote = answers
     assert remote.token_ids == local.token_ids
     assert remote.receipt.event_count("erased") == 1
+
+
+def test_a_cloud_that_dies_behind_its_door_is_a_lost_connection(
+    pair: Paired, tiny: Engine, tiny_on_cloud: Engine
+) -> None:
+    """The half fails, the server closes the reply without its last chunk, and says nothing of why."""
+    cloud = RoundsCloud(pair, tiny_on_cloud, change=dying)
+    with served(cloud.service()) as door:
+        pair.point_at(door.url)
+        with (
+            Session.open(homomorphic(), home=pair.device, engine=tiny) as session,
+            pytest.raises(TransportError, match="the connection to the cloud was lost"),
+        ):
+            session.run(PROMPT, max_new_tokens=8)
+    assert (pair.last["status"], pair.last["code"]) == ("failed", "transport")
+    assert "gone" not in door.log.getvalue(), "nor does the door's log repeat what failed"
 
 
 def test_masked_from_the_command_line(cloud: CloudProcess, device: Home, engine: Engine) -> None:
