@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from splitinfer.errors import LayoutMismatchError
+from splitinfer.homomorphic.arithmetic import Arithmetic
 from splitinfer.homomorphic.cloud import CloudHalf
 from splitinfer.homomorphic.device import DeviceHalf
 from splitinfer.homomorphic.linear_plan import LinearShape
@@ -53,6 +56,25 @@ def test_attention_over_a_cache_at_the_cloud_is_attention(name: str) -> None:
             found = device.attend(0, query, keys[held - 1], values[held - 1])
             expected = attention(query, keys[:held], values[:held])
             assert np.abs(found - expected).max() < ATTENTION_ERROR[profile]
+
+
+def test_only_the_few_baby_steps_rotate_what_was_not_rescaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At two primes a rotation takes twice as long as at one. Counted, since times say little on a busy machine."""
+    rotated, primes = Arithmetic._rotated, []
+
+    def counted(self: Arithmetic, ciphertext: Any, step: int) -> Any:
+        primes.append(ciphertext.coeff_modulus_size())
+        return rotated(self, ciphertext, step)
+
+    monkeypatch.setattr(Arithmetic, "_rotated", counted)
+    with DeviceHalf(AttentionShape(1, 6, 2, 32), Loopback().exchange, expected_tokens=256, is_public=True) as device:
+        device.load(0, drawn(1, 256, 2, 32), drawn(2, 256, 2, 32), is_public=True)
+        device.attend(0, drawn(3, 6, 32), drawn(4, 2, 32), drawn(5, 2, 32))
+        plan = device.plan
+    assert plan.tile_tokens == 256
+    babies = (plan.key_babies, plan.value_babies)
+    assert primes.count(2) == sum(babies) - 2 <= 4
+    assert primes.count(1) == sum(plan.dims // one for one in babies) - 2 <= 14
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1e4, 1e30])
