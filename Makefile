@@ -59,7 +59,8 @@ evaluate: $(STAMP)  ## every attack on every built-in policy, at most 15 minutes
 
 evaluate-noise: $(STAMP)  ## the long study of noise: leakage and utility over sigma; writes build/evaluation-noise
 	$(BIN)/splitinfer evaluate noised-prefill noised-decode --prompts 20 --sigma 0.02 --sigma 0.05 --sigma 0.1 --sigma 0.15 --sigma 0.2 \
-		--sigma 0.3 --sigma 0.5 --sigma 1 --out build/evaluation-noise
+		--sigma 0.3 --sigma 0.5 --sigma 1 --sigma 2 --sigma 3 --clipped 8 --clipped 1e4 --clipped 1e6 --clipped 1e7 --clipped 1e8 \
+		--relative 0.1 --relative 0.3 --relative 1 --relative 3 --out build/evaluation-noise
 
 bench-homomorphic: $(STAMP)  ## homomorphic and masked against their marks; exits 1 where one is missed
 	$(BIN)/python benchmarks/homomorphic.py; missed=$$?; $(BIN)/python benchmarks/masked.py && exit $$missed
