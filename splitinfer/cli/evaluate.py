@@ -75,6 +75,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="public texts that two tenants of the cloud send, for public-prefix (default 40)",
     )
+    parser.add_argument(
+        "--active",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often an active attacker tries each manipulation (default 3); 0 leaves him and the disk's reader out",
+    )
     parser.add_argument("--quick", action="store_true", help="a small evaluation: does it run?")
     parser.add_argument("--model", metavar="SOURCE", help="another model than the policies name")
     parser.add_argument("--captures", type=Path, metavar="DIR", help="attack captured caches of another system instead")
@@ -128,6 +135,7 @@ def _report(args: argparse.Namespace, policies: Sequence[tuple[str, Policy]]) ->
             seed=args.seed,
             max_new_tokens=args.max_new_tokens,
             tenant_texts=args.tenant_texts,
+            active_attempts=args.active,
         )
     sources = {policy.model.source for _, policy in policies}
     if args.model is None and len(sources) > 1:

@@ -42,6 +42,8 @@ class Settings:
         """Check the counts."""
         if self.prompts < 1:
             raise UsageError("an evaluation needs at least one prompt")
+        if self.active_attempts < 0:
+            raise UsageError("an active attacker tries each manipulation 0 times or more")
         if self.seed < 0:
             raise UsageError("the seed of an evaluation is 0 or more; the attacker's own texts have the others")
 

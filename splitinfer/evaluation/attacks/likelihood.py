@@ -164,7 +164,8 @@ def codec_variances(
 def clipped(rows: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
     """Return rows [..., heads, candidates, dim] cut to the norm of their head, `limits` [heads]."""
     norms = rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return rows * (limits.float()[:, None, None] / norms).clamp_max(1.0)
+    scales: torch.Tensor = (limits.float()[:, None, None] / norms).clamp_max(1.0)
+    return scales * rows
 
 
 def _squared_distances(
