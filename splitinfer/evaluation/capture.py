@@ -41,7 +41,7 @@ from trust_models.policy import Remote as RemoteSection
 
 __all__ = ["Captured", "Exposure", "Seat", "Stage", "private_positions", "travelled_in"]
 
-_ANY_EPSILON = 1e12
+_ANY_EPSILON = 1e18
 
 
 class Seat(StrEnum):
