@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench bench-model bench-attacks bench-homomorphic evaluate evaluate-noise calibrate clean
+.PHONY: help setup demo test test-all check bench bench-model bench-attacks bench-noise bench-homomorphic quote evaluate evaluate-noise calibrate clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,7 +45,13 @@ calibrate: $(STAMP)  ## the embedded model's artefact of ftc1 and its certificat
 	$(BIN)/splitinfer model measure embedded --out splitinfer/embedded $(foreach level,2 1.5 1 0.75 0.5 0.375,--codec ftc1-$(level))
 
 bench-attacks: $(STAMP)  ## the bars of the attacks: what unprotected, rounded, obfuscated, noised caches give away
-	$(BIN)/python benchmarks/attacks.py
+	$(BIN)/python benchmarks/attacks.py --json build/attacks.json
+
+bench-noise: $(STAMP)  ## right answers by strength of noise; writes build/noise.json
+	$(BIN)/python benchmarks/noise.py --json build/noise.json
+
+quote: $(STAMP)  ## commit the reports in build/ to docs/reports, and their figures to the documents
+	$(BIN)/python tools/quote_reports.py
 
 evaluate: $(STAMP)  ## every attack on every built-in policy, at most 15 minutes on 2 cores; writes build/evaluation
 	$(BIN)/splitinfer evaluate local public-prefix sealed-prefill sealed-decode noised-prefill noised-decode \
@@ -53,7 +59,8 @@ evaluate: $(STAMP)  ## every attack on every built-in policy, at most 15 minutes
 
 evaluate-noise: $(STAMP)  ## the long study of noise: leakage and utility over sigma; writes build/evaluation-noise
 	$(BIN)/splitinfer evaluate noised-prefill noised-decode --prompts 20 --sigma 0.02 --sigma 0.05 --sigma 0.1 --sigma 0.15 --sigma 0.2 \
-		--sigma 0.3 --sigma 0.5 --sigma 1 --out build/evaluation-noise
+		--sigma 0.3 --sigma 0.5 --sigma 1 --sigma 2 --sigma 3 --clipped 8 --clipped 1e4 --clipped 1e6 --clipped 1e7 --clipped 1e8 \
+		--relative 0.1 --relative 0.3 --relative 1 --relative 3 --out build/evaluation-noise
 
 bench-homomorphic: $(STAMP)  ## homomorphic and masked against their marks; exits 1 where one is missed
 	$(BIN)/python benchmarks/homomorphic.py --keep; halves=$$?; $(BIN)/python benchmarks/masked.py; masked=$$?; \

@@ -57,6 +57,7 @@ from splitinfer.noise.embedding import noise_embeddings
 from splitinfer.noise.stream import NoiseKey, NoiseStream
 from trust_models.policy import parse_policy
 
+FORMAT = "splitinfer-attacks/1"
 NOISE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 RANDOM_MODELS: dict[str, dict[str, object]] = {
     "qwen3": {},
@@ -397,7 +398,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SplitInferError as error:
         sys.exit(f"{name}: {error}")
     if args.json:
-        facts = {"weights_sha256": loaded.identity.weights_sha256, "bars": [asdict(bar) for bar in bars]}
+        facts = {
+            "format": FORMAT,
+            "weights_sha256": loaded.identity.weights_sha256,
+            "is_quick": args.quick,
+            "bars": [asdict(bar) for bar in bars],
+        }
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return 1 if any(bar.is_reached is False for bar in bars) else 0
 

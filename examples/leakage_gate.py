@@ -2,7 +2,9 @@
 
 One command does the same:
 
-splitinfer evaluate policy.toml --seat network --fail-above personal_data=0.01 --fail-above confirmation=0.05
+splitinfer evaluate policy.toml --fail-above personal_data=0.01 --fail-above confirmation=0.05 --fail-above active=0
+
+Whatever stands behind the script's name is handed on: policies, and options such as --quick.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import sys
 
 from splitinfer.cli.main import main
 
-CEILINGS = ("personal_data=0.01", "confirmation=0.05")
+CEILINGS = ("personal_data=0.01", "confirmation=0.05", "active=0", "store=0")
 
 if __name__ == "__main__":
-    policies = sys.argv[1:] or ["public-prefix"]
+    asked = sys.argv[1:] or ["public-prefix"]
     gates = [word for ceiling in CEILINGS for word in ("--fail-above", ceiling)]
-    sys.exit(main(["evaluate", *policies, "--prompts", "8", *gates]))
+    sys.exit(main(["evaluate", *asked, *gates]))

@@ -24,7 +24,7 @@ from splitinfer.device import Device
 from splitinfer.errors import UnsupportedCacheError, UsageError
 from splitinfer.handoff import CacheLayout, PromptTokens, TensorLayout, TensorName
 from splitinfer.noise.accounting import Adjacency, NoiseEvent, empirical_event, slab_event
-from splitinfer.noise.certificate import Certificate, certify
+from splitinfer.noise.certificate import Certificate, SlabNoise, certify
 from splitinfer.noise.clipping import ClipPlan, allocate, noise_slabs, plan_from_public, prompt_mu
 from splitinfer.noise.empirical import noise_relative
 from splitinfer.noise.gaussian import mu_of
@@ -42,6 +42,17 @@ class _Clipping:
 
     plan: ClipPlan
     sigmas: tuple[float, ...]
+
+    def slabs(self, rows: int) -> list[SlabNoise]:
+        """Return what is promised of every slab of so many rows: each of them moves by 2 c_j at most."""
+        return [
+            SlabNoise(slab.name, slab.clip_norm, 2 * slab.clip_norm * math.sqrt(rows), sigma)
+            for slab, sigma in zip(self.plan.slabs, self.sigmas, strict=True)
+        ]
+
+    def l2_sensitivity(self, rows: int) -> float:
+        """Return how far two clipped caches of so many rows can lie apart, all slabs together."""
+        return math.hypot(*(slab.l2_sensitivity for slab in self.slabs(rows)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,9 @@ def charge_cache(device: Device, prompt: PromptTokens) -> ChargedCache:
         event,
         Adjacency(noise.adjacency_tokens),
         delta=None if clipping is None else noise.stated_delta,
+        l2_sensitivity=None if clipping is None else clipping.l2_sensitivity(rows),
+        sensitivity_is_exact=None if clipping is None else True,
+        slabs=() if clipping is None else clipping.slabs(rows),
         measured=device.measured,
         answer_is_seen=True,
     )

@@ -28,13 +28,16 @@ _EPILOG = """examples:
   splitinfer evaluate my-policy.toml --attack dictionary,posterior --json
   splitinfer evaluate sealed-decode --codec raw --codec q8 --codec q4 --out report
   splitinfer evaluate noised-decode --sigma 0.05 --sigma 0.2 --prompts 20 --out report
+  splitinfer evaluate noised-decode --clipped 64 --clipped 1e4 --relative 0.3    noise on the finished cache instead
   splitinfer evaluate public-prefix --fail-above personal_data=0.01   exit code 3 where a policy leaks more
   splitinfer evaluate --captures ./dump --model ./model  what another system's caches give away
 
 A policy's remote is replaced by a curious cloud in this process; nothing leaves this machine. Figures of --fail-above:
 token_recovery, exact_prompt, personal_data, confirmation: the highest over all seats and attacks that were played;
 prefix_timing: the area under the curve of another tenant's clock, 0.5 where it says nothing; noise_audit: 1 where a
-promise of noise was refuted. What was measured of a noised policy is kept in the state folder, for its certificates.
+promise of noise was refuted; active: the share of an active attacker's manipulations that were accepted; store: the
+share of probes that a reader of the disk found. What was measured of a noised policy is kept in the state folder, for
+its certificates.
 """
 
 
@@ -60,11 +63,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--sigma", type=float, action="append", default=[], metavar="S", help="with this much noise; repeatable"
     )
     parser.add_argument(
+        "--clipped", type=float, action="append", default=[], metavar="E", help="a clipped cache at this epsilon"
+    )
+    parser.add_argument(
+        "--relative", type=float, action="append", default=[], metavar="R", help="a cache with so much relative noise"
+    )
+    parser.add_argument(
         "--tenant-texts",
         type=int,
         default=40,
         metavar="N",
         help="public texts that two tenants of the cloud send, for public-prefix (default 40)",
+    )
+    parser.add_argument(
+        "--active",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often an active attacker tries each manipulation (default 3); 0 leaves him and the disk's reader out",
     )
     parser.add_argument("--quick", action="store_true", help="a small evaluation: does it run?")
     parser.add_argument("--model", metavar="SOURCE", help="another model than the policies name")
@@ -80,12 +96,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _evaluate(args: argparse.Namespace) -> int:
     from splitinfer.evaluation.rendering import text_lines  # torch takes seconds to load
     from splitinfer.evaluation.report import exceeded, parse_ceiling
-    from splitinfer.evaluation.variants import with_codecs, with_noise
+    from splitinfer.evaluation.variants import Strengths, with_codecs, with_noise
 
     ceilings = [parse_ceiling(text) for text in args.fail_above]
     if args.captures is not None:
         return _captures(args)
-    policies = with_noise(with_codecs(_policies(args.policy), args.codec), args.sigma)
+    strengths = Strengths(args.sigma, args.clipped, args.relative)
+    policies = with_noise(with_codecs(_policies(args.policy), args.codec), strengths)
     report = _report(args, policies)
     if not args.quick:
         _remember(report, policies, args.home)
@@ -118,6 +135,7 @@ def _report(args: argparse.Namespace, policies: Sequence[tuple[str, Policy]]) ->
             seed=args.seed,
             max_new_tokens=args.max_new_tokens,
             tenant_texts=args.tenant_texts,
+            active_attempts=args.active,
         )
     sources = {policy.model.source for _, policy in policies}
     if args.model is None and len(sources) > 1:

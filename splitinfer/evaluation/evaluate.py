@@ -7,7 +7,9 @@ intervals.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,10 +18,10 @@ from splitinfer import codec as codecs
 from splitinfer import schedule
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.errors import UsageError
-from splitinfer.evaluation.attacks.observed import CapturedCache
+from splitinfer.evaluation.active import attack_actively
 from splitinfer.evaluation.audit.mechanisms import clipped_cache, embedding_noise
 from splitinfer.evaluation.capture import Captured, Seat, Stage
-from splitinfer.evaluation.playbook import ATTACKERS_SEED, Attacker
+from splitinfer.evaluation.playbook import Attacker
 from splitinfer.evaluation.prompts import make_prompts
 from splitinfer.evaluation.report import (
     CostFigures,
@@ -30,6 +32,7 @@ from splitinfer.evaluation.report import (
     UtilityFigures,
 )
 from splitinfer.evaluation.settings import Settings
+from splitinfer.evaluation.store_reader import read_disk
 from splitinfer.evaluation.tally import Tally
 from splitinfer.evaluation.tenants import time_prefixes
 from splitinfer.handoff import SamplingParams
@@ -37,7 +40,7 @@ from splitinfer.model.engine import Engine
 from splitinfer.model.loading import LoadedModel
 from splitinfer.model.measure import Window, measure
 from trust_models.codecs import AUTO
-from trust_models.modes import TrustMode
+from trust_models.modes import MODES, TrustMode
 from trust_models.policy import Policy
 
 __all__ = ["Settings", "evaluate"]
@@ -61,8 +64,6 @@ def evaluate(
     """
     if not policies:
         raise UsageError("an evaluation needs at least one policy")
-    if any(policy.transfer.codec == AUTO for _, policy in policies):
-        raise UsageError('codec "auto" is another codec from run to run; evaluate each by itself, with --codec')
     engine = Engine(loaded)
     total = len(policies) * settings.prompts
     figures = []
@@ -90,15 +91,18 @@ def _policy(
     params = SamplingParams(max_new_tokens=settings.max_new_tokens)
     prompts = make_prompts(settings.prompts, seed=settings.seed)
     with Stage.open(policy, engine) as stage:
-        attacker = Attacker(loaded, codec=policy.transfer.codec, artefact=stage.artefact, beam=settings.beam)
+        attacker = Attacker(loaded, artefact=stage.artefact, beam=settings.beam)
         tally = Tally(attacker, settings)
-        _learn(attacker, stage, params)
         for count, prompt in enumerate(prompts, start=1):
             tally.add(stage.run(prompt, params=params))
             if progress is not None:
                 progress(count)
-        through = partial(codecs.move, codec=policy.transfer.codec, artefact=stage.artefact)
+        through = partial(codecs.move, artefact=stage.artefact)
     kl, agreement = _divergence(loaded, through, tally.runs)
+    seen, first = replace(params, max_new_tokens=min(2, params.max_new_tokens)), prompts[0]
+    # A session of rounds takes long, and its manipulations are refused one like the other.
+    is_in_rounds = MODES[policy.mode].protection != "sealed"
+    attempts = min(1, settings.active_attempts) if is_in_rounds else settings.active_attempts
     return PolicyFigures(
         name=name,
         mode=policy.mode.value,
@@ -113,17 +117,17 @@ def _policy(
         tenants=_tenants(policy, engine, settings),
         noise=_noise(tally, engine, settings, attacker.residuals),
         lookalikes=settings.lookalikes,
+        chosen=_chosen(policy, tally.runs),
+        active=attack_actively(policy, engine, first, attempts=attempts, params=seen, seed=settings.seed),
+        store=read_disk(policy, engine, first, params=seen) if settings.active_attempts else None,
     )
 
 
-def _learn(attacker: Attacker, stage: Stage, params: SamplingParams) -> None:
-    """Let the attacker send a prompt of its own under a policy that noises finished caches, and measure the noise."""
-    if stage.policy.noise is None or stage.policy.noise.mechanism == "embedding":
-        return
-    run = stage.run(make_prompts(1, seed=ATTACKERS_SEED)[0], params=params)
-    ids = run.tokens.token_ids
-    exact = CapturedCache.of(stage.engine.prefill(ids, steps=[(0, len(ids) - 1)]))
-    attacker.learn(run.exposures[Seat.RECIPIENT], exact, first=run.tokens.private_positions[0])
+def _chosen(policy: Policy, runs: Sequence[Captured]) -> dict[str, int]:
+    """Return how often codec "auto" chose what; empty for a policy that names a codec."""
+    if policy.transfer.codec != AUTO:
+        return {}
+    return dict(Counter(run.answer.choice.codec if run.answer.choice else "raw" for run in runs))
 
 
 def _noise(tally: Tally, engine: Engine, settings: Settings, residuals: Sequence[float]) -> NoiseFigures | None:
@@ -162,7 +166,7 @@ def _tenants(policy: Policy, engine: Engine, settings: Settings) -> TenantFigure
 
 
 def _divergence(
-    loaded: LoadedModel, through: Callable[[CacheSnapshot], CacheSnapshot], runs: Sequence[Captured]
+    loaded: LoadedModel, through: Callable[..., CacheSnapshot], runs: Sequence[Captured]
 ) -> tuple[float, float]:
     """Return KL(exact || what was decoded from) in nats a token, and top-1 agreement, where the right answer is fed.
 
@@ -183,7 +187,7 @@ def _divergence(
             return exposure.snapshot
         if exposure.embeddings is not None:
             snapshot = _prefilled(loaded, exposure.embeddings)
-        return through(snapshot)
+        return through(snapshot, codec=exposure.codec)
 
     # One prompt is measured twice, because a loss has an error.
     loss = measure(loaded, found if len(found) > 1 else found * 2, through=moved)

@@ -23,10 +23,11 @@ from splitinfer.evaluation.attacks.inversion import invert
 from splitinfer.evaluation.attacks.likelihood import (
     RELATIVE_ROUNDING,
     CacheLikelihood,
+    CacheNoise,
     EmbeddingLikelihood,
     Variances,
     codec_variances,
-    noise_variances,
+    of_heads,
     rounding_variances,
 )
 from splitinfer.evaluation.attacks.observed import CapturedCache
@@ -39,14 +40,14 @@ from splitinfer.model.loading import LoadedModel
 from splitinfer.model.prompt import tokenize
 from trust_models.codecs import LOSSY
 
-__all__ = ["ATTACKERS_SEED", "ATTACKS", "Attacker", "NoEvidence", "require_attacks"]
+__all__ = ["ATTACKS", "Attacker", "NoEvidence", "require_attacks"]
 
 _CALIBRATION_TOKENS = 48
 _NOISED_BEAM = 16
-# Behind noise on rows many tokens explain a position well: a short list would hide the right one.
-_NOISED_ROWS_BEAM = Beam(width=4, shortlist=256)
+# Behind noise on rows many tokens explain a position well; the shortlist is the first layer's and the prior's.
+_NOISED_ROWS_BEAM = Beam(width=4, shortlist=64)
 # No evaluation has a negative seed.
-_OWN_PROMPTS, ATTACKERS_SEED = 256, -1
+_OWN_PROMPTS, _ATTACKERS_SEED = 256, -1
 
 
 class NoEvidence:
@@ -62,25 +63,23 @@ class NoEvidence:
 
 
 class Attacker:
-    """Public weights, and what follows from them alone; one for a model and a codec.
+    """Public weights, and what follows from them alone; one for a model. `artefact` is that of calibrated codecs.
 
-    `residuals` are those of every cache that was inverted to its inputs. `noise` is what was measured of a policy that
-    noises finished caches, by `learn`.
+    `residuals` are those of every cache that was inverted to its inputs.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
         *,
-        codec: str = "raw",
         artefact: Artefact | None = None,
         beam: Beam | None = None,
         relative_rounding: float | None = None,
     ) -> None:
-        self.loaded, self.codec, self._artefact = loaded, codec, artefact
+        self.loaded, self._artefact = loaded, artefact
+        self._rounded: dict[str, Variances] = {}
         self.beam = beam or Beam()
         self.residuals: list[float] = []
-        self.noise: Variances | None = None
         self._inverted: tuple[Exposure, torch.Tensor] | None = None
         self._guessed: tuple[tuple[dict[int, int], int], Recovered] | None = None
         self._rounding = RELATIVE_ROUNDING if relative_rounding is None else relative_rounding
@@ -105,7 +104,8 @@ class Attacker:
         """Prompts of the same kind as the victim's, and none of them: drawn from another seed."""
         tokenizer = self.loaded.tokenizer
         own = [
-            tokenize(tokenizer, prompt.segments).token_ids for prompt in make_prompts(_OWN_PROMPTS, seed=ATTACKERS_SEED)
+            tokenize(tokenizer, prompt.segments).token_ids
+            for prompt in make_prompts(_OWN_PROMPTS, seed=_ATTACKERS_SEED)
         ]
         return TextPrior(own, vocabulary=self.loaded.model.get_input_embeddings().num_embeddings)
 
@@ -116,28 +116,40 @@ class Attacker:
         vocabulary = self.loaded.model.get_input_embeddings().num_embeddings
         return tuple(torch.randint(0, vocabulary, (_CALIBRATION_TOKENS,), generator=draw).tolist())
 
-    @cached_property
-    def _codec_variances(self) -> Variances:
-        return codec_variances(self.loaded.model, self.codec, token_ids=self.own_tokens, artefact=self._artefact)
+    def _codec_variances(self, codec: str) -> Variances:
+        if codec not in self._rounded:
+            found = codec_variances(self.loaded.model, codec, token_ids=self.own_tokens, artefact=self._artefact)
+            self._rounded[codec] = found
+        return self._rounded[codec]
 
-    def variances(self, capture: CapturedCache) -> Variances:
-        """Return what rounding leaves of a captured cache, or what noise was measured on it."""
-        if self.noise is not None:
-            return self.noise
-        return self._codec_variances if self.codec in LOSSY else rounding_variances(capture, relative=self._rounding)
+    def variances(self, exposure: Exposure, capture: CapturedCache) -> Variances:
+        """Return the variances of a captured cache: what rounding leaves, and what noise was added on purpose."""
+        is_lossy = exposure.codec in LOSSY
+        bare = {} if is_lossy else rounding_variances(capture, relative=self._rounding)
+        rounded = self._codec_variances(exposure.codec) if is_lossy else bare
+        if exposure.cache_noise is None:
+            return rounded
+        added = exposure.cache_noise.variances(capture, first=exposure.first_private)
+        return {key: added[key] + rounded[key] for key in rounded if key in added}
 
-    def learn(self, exposure: Exposure, exact: CapturedCache, *, first: int) -> None:
-        """Measure a policy's noise on a release of the attacker's own prompt, private from position `first` on."""
-        if exposure.cache is not None:
-            self.noise = noise_variances(exact, exposure.cache, first=first)
+    def first_layer(self, exposure: Exposure, seen: CapturedCache) -> torch.Tensor | None:
+        """Return how well every token explains the first layer's noised rows; None where these were not seen."""
+        if exposure.cache_noise is None or 0 not in seen.layers:
+            return None
+        variances, skip = self.variances(exposure, seen), frozenset(exposure.known)
+        norms = exposure.cache_noise.clip_norms
+        return self.dictionary.scores(seen, variances, clip_norms=norms, skip=skip)
 
-    def thresholds(self, layer: int, *, sigma: float | None = None) -> Thresholds:
+    def thresholds(self, layer: int, *, exposure: Exposure) -> Thresholds:
         """Return collision+'s thresholds, measured on the attacker's own tokens, noised as the victim's were."""
         ids, model = list(self.own_tokens), self.loaded.model
         rows = self.table[ids]
-        if sigma is not None:
-            rows = rows + sigma * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
+        draw = torch.Generator().manual_seed(1)
+        if exposure.noise_sigma is not None:
+            rows = rows + exposure.noise_sigma * torch.randn(rows.shape, generator=draw)
         own = CapturedCache.of_rows(rows_of(model, rows, last_layer=layer))
+        if exposure.cache_noise is not None:
+            own = _noised(own, self.variances(exposure, exposure.cache or own), draw)
         return calibrate(model, own, layer=layer, token_ids=ids)
 
     def guess(self, public: Mapping[int, int], tokens: int) -> Recovered:
@@ -201,7 +213,7 @@ def _posterior(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered
     if exposure.cache is None or exposure.is_noised:
         return None
     # The first layer costs least, and where it was rounded away all of them together say more.
-    seen = exposure.cache if attacker.codec in LOSSY else exposure.cache.only(layers=[min(exposure.cache.layers)])
+    seen = exposure.cache if exposure.codec in LOSSY else exposure.cache.only(layers=[min(exposure.cache.layers)])
     return _by_rows(attacker, exposure, seen, tokens)
 
 
@@ -213,7 +225,7 @@ def _posterior_last_layer(attacker: Attacker, exposure: Exposure, tokens: int) -
 
 def _denoise(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:
     """Undo the deterministic part, then weigh the noise against the prior; noise on rows has none to undo."""
-    if exposure.is_noised_cache and exposure.cache is not None:
+    if exposure.cache_noise is not None and exposure.cache is not None:
         return _by_rows(attacker, exposure, exposure.cache, tokens, beam=_NOISED_ROWS_BEAM)
     inputs = attacker.noised_inputs(exposure)
     if inputs is None or exposure.likely_sigma is None:
@@ -225,6 +237,9 @@ def _denoise(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered |
 
 
 def _nearest_neighbour(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
+    if exposure.cache is not None and exposure.cache_noise is not None:
+        scores = attacker.first_layer(exposure, exposure.cache)
+        return None if scores is None else _with_clear(Recovered(tuple(scores.argmax(1).tolist())), exposure)
     inputs = attacker.noised_inputs(exposure)
     if inputs is None or exposure.noise_sigma is None:
         return None
@@ -235,9 +250,29 @@ def _nearest_neighbour(attacker: Attacker, exposure: Exposure, tokens: int) -> R
 def _by_rows(
     attacker: Attacker, exposure: Exposure, seen: CapturedCache, tokens: int, *, beam: Beam | None = None
 ) -> Recovered:
-    likelihood = CacheLikelihood(seen, attacker.variances(seen))
-    model, known = attacker.loaded.model, exposure.known
-    return recover(model, likelihood, tokens=tokens, known=known, beam=beam or attacker.beam, texts=attacker.texts)
+    noise = exposure.cache_noise or CacheNoise()
+    likelihood = CacheLikelihood(seen, attacker.variances(exposure, seen), clip_norms=noise.clip_norms)
+    hints = attacker.first_layer(exposure, seen)
+    return recover(
+        attacker.loaded.model,
+        likelihood,
+        tokens=tokens,
+        known=exposure.known,
+        beam=beam or attacker.beam,
+        texts=attacker.texts,
+        hints=hints,
+    )
+
+
+def _noised(own: CapturedCache, variances: Variances, draw: torch.Generator) -> CapturedCache:
+    """Noise a capture of the attacker's own as the victim's was."""
+    return own.mapped(
+        lambda slab: (
+            slab.rows
+            + of_heads(variances[slab.layer, slab.part], slab).sqrt().float()[:, None, None]
+            * torch.randn(slab.rows.shape, generator=draw)
+        )
+    )
 
 
 def _collision(attacker: Attacker, exposure: Exposure, tokens: int) -> Recovered | None:  # noqa: ARG001
@@ -251,7 +286,7 @@ def _collision_plus(attacker: Attacker, exposure: Exposure, tokens: int) -> Reco
     if exposure.cache is None:
         return None
     layer = min(exposure.cache.layers)
-    thresholds = attacker.thresholds(layer, sigma=exposure.noise_sigma)
+    thresholds = attacker.thresholds(layer, exposure=exposure)
     found = collide(attacker.loaded.model, exposure.cache, layer=layer, thresholds=thresholds, never_stops=True)
     return _with_clear(found, exposure)
 
@@ -296,7 +331,7 @@ ATTACKS: Mapping[str, AttackRow] = {
     "posterior": AttackRow("rows of any layer", _posterior),
     "posterior-last-layer": AttackRow("rows of the last layer", _posterior_last_layer),
     "denoise": AttackRow("noised embeddings, a cache of them, or a noised cache", _denoise),
-    "nearest": AttackRow("noised embeddings, or a cache of them", _nearest_neighbour),
+    "nearest": AttackRow("noised embeddings, a cache of them, or a noised first layer", _nearest_neighbour),
     "collision": AttackRow("keys and values of one layer", _collision),
     "collision-plus": AttackRow("keys and values of one layer", _collision_plus),
     "inversion": AttackRow("keys and values of layer 0", _inversion),

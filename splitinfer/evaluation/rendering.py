@@ -77,6 +77,22 @@ def _block(policy: PolicyFigures) -> list[str]:
 
 def _layers_and_tenants(policy: PolicyFigures) -> list[str]:
     lines = [] if policy.noise is None else [_noise(policy.noise)]
+    if policy.chosen:
+        chosen = ", ".join(f"{name} {count} times" for name, count in policy.chosen.items())
+        lines.append(f"  codec auto chose {chosen}")
+    if policy.active is not None:
+        accepted, codes = policy.active.accepted, policy.active.refusals
+        said = ", ".join(f"{code} {count}" for code, count in codes.items())
+        lines.append(
+            f"  an active attacker: {accepted.successes} of {accepted.trials} manipulations accepted, "
+            f"{_percent(accepted)}; the device refused with {said or 'nothing'}"
+        )
+    if policy.store is not None:
+        store = policy.store
+        lines.append(
+            f"  a reader of the disk sees {store.files} files of {store.size_bytes:,} bytes in the store, and finds "
+            f"{store.found.successes} of {store.found.trials} probes of texts, tokens and rows in any file"
+        )
     if policy.layers:
         shares = ", ".join(f"{layer}: {100 * rate.share:.1f} %" for layer, rate in policy.layers.items())
         lines.append(f"  private tokens from one layer of the cache alone: {shares}")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from splitinfer.errors import UsageError
 from splitinfer.evaluation.attacks.prefix_timing import TimingResult
 from splitinfer.evaluation.audit.fresh import Audited
 from splitinfer.evaluation.intervals import Rate
+
+if TYPE_CHECKING:
+    from splitinfer.evaluation.active import ActiveFigures
+    from splitinfer.evaluation.store_reader import StoreFigures
 
 __all__ = [
     "CEILINGS",
@@ -25,7 +30,16 @@ __all__ = [
 ]
 
 FORMAT = "splitinfer-evaluation/1"
-CEILINGS = ("token_recovery", "exact_prompt", "personal_data", "confirmation", "prefix_timing", "noise_audit")
+CEILINGS = (
+    "token_recovery",
+    "exact_prompt",
+    "personal_data",
+    "confirmation",
+    "prefix_timing",
+    "noise_audit",
+    "active",
+    "store",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +148,8 @@ class PolicyFigures:
     """One policy: leakage by seat and attack, utility, cost. `confirmation` is the share first of `lookalikes`.
 
     `seen` says for each seat what it saw of the first prompt, `layers` what each layer of a cache gives away alone.
-    `tenants` is None where the cloud keeps nothing that another tenant could find, `noise` where nothing is noised.
+    `tenants` is None where the cloud keeps nothing that another tenant could find, `noise` where nothing is noised,
+    `active` where nothing crosses. `chosen` counts what codec "auto" chose.
     """
 
     name: str
@@ -150,11 +165,18 @@ class PolicyFigures:
     tenants: TenantFigures | None = None
     noise: NoiseFigures | None = None
     lookalikes: int = 100
+    chosen: Mapping[str, int] = field(default_factory=dict)
+    active: ActiveFigures | None = None
+    store: StoreFigures | None = None
 
     def worst(self, figure: str) -> float:
         """Return the highest value of one of `CEILINGS` over all seats and attacks; chance where nothing was played."""
         if figure == "noise_audit":
             return float(self.noise is not None and self.noise.audited is not None and self.noise.audited.is_refuted)
+        if figure == "active":
+            return 0.0 if self.active is None else self.active.accepted.share
+        if figure == "store":
+            return 0.0 if self.store is None else self.store.found.share
         if figure == "prefix_timing":
             return 0.5 if self.tenants is None else self.tenants.isolated.auc
         if figure == "confirmation":
@@ -168,6 +190,7 @@ class PolicyFigures:
             "policy": self.name,
             "mode": self.mode,
             "codec": self.codec,
+            "codec_chosen": dict(self.chosen),
             "policy_sha256": self.policy_sha256,
             "seen": dict(self.seen),
             "leakage": [row.to_json() for row in self.attacks],
@@ -181,6 +204,8 @@ class PolicyFigures:
             "by_layer": {str(layer): rate.to_json() for layer, rate in self.layers.items()},
             "tenants": None if self.tenants is None else self.tenants.to_json(),
             "noise": None if self.noise is None else self.noise.to_json(),
+            "active": None if self.active is None else self.active.to_json(),
+            "store": None if self.store is None else self.store.to_json(),
             "cost": {name: round(value, 6) for name, value in asdict(self.cost).items()},
         }
 

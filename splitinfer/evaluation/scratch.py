@@ -31,7 +31,7 @@ class Scratch:
     """The state folders of one cloud and of devices that it lets in; made by `open`, gone at its end."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._cloud = Home(folder / "cloud")
         self._pin = identity_sha256(self._cloud.key("identity").public_key().public_bytes_raw())
 
@@ -44,7 +44,7 @@ class Scratch:
 
     def device(self, name: str) -> Home:
         """Make a device whose remote `default` is the cloud."""
-        home = Home(self._folder / name)
+        home = Home(self.folder / name)
         allow_device(self._cloud, home.key("device").public_key().public_bytes_raw().hex())
         save_remote(home, "default", Remote(_NOWHERE, self._pin))
         return home

@@ -109,7 +109,9 @@ class Tally:
             # One layer decides, but through noise all of them say more.
             layers = exposure.cache.layers if exposure.is_noised else [min(exposure.cache.layers)]
             seen = exposure.cache.only(layers=layers)
-            score = cache_score(self._attacker.loaded.model, seen, self._attacker.variances(seen))
+            norms = exposure.cache_noise.clip_norms if exposure.cache_noise else None
+            variances = self._attacker.variances(exposure, seen)
+            score = cache_score(self._attacker.loaded.model, seen, variances, clip_norms=norms)
             return score(ids[: exposure.cache.tokens]) if len(ids) == exposure.tokens else float("-inf")
         # In clear: a candidate is possible if it agrees wherever a token was seen.
         agrees = all(place < len(ids) and ids[place] == token for place, token in exposure.in_clear.items())

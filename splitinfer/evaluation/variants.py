@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from splitinfer.errors import UsageError
 from trust_models.codecs import CODEC_TEXTS
+from trust_models.modes import MODES
+from trust_models.noise import UNLIMITED, Noise
 from trust_models.policy import Policy
 
-__all__ = ["Named", "with_codecs", "with_noise"]
+__all__ = ["Named", "Strengths", "with_codecs", "with_noise"]
 
 Named = tuple[str, Policy]
 """A policy and the name under which its figures are reported."""
@@ -35,19 +38,49 @@ def with_codecs(policies: Sequence[Named], codecs: Sequence[str]) -> Sequence[Na
     return found
 
 
-def with_noise(policies: Sequence[Named], sigmas: Sequence[float]) -> Sequence[Named]:
-    """Return each policy that noises embeddings with each sigma, under a name that says it; the others as they are.
+@dataclass(frozen=True, slots=True)
+class Strengths:
+    """How much noise of each mechanism: sigma on embeddings, epsilon of a clipped cache, relative noise.
 
-    Raises UsageError for a sigma that is no strength.
+    Raises UsageError for a figure that is no strength.
     """
-    if any(not 0 < sigma < math.inf for sigma in sigmas):
-        raise UsageError("--sigma takes a positive number, the standard deviation of the noise on embeddings")
-    found = []
+
+    sigmas: Sequence[float] = ()
+    clipped_epsilons: Sequence[float] = ()
+    relative: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        """Check the figures."""
+        for option, values in (("sigma", self.sigmas), ("clipped", self.clipped_epsilons), ("relative", self.relative)):
+            if any(not 0 < value < math.inf for value in values):
+                raise UsageError(f"--{option} takes a positive number, how much noise there shall be")
+
+
+def with_noise(policies: Sequence[Named], strengths: Strengths) -> Sequence[Named]:
+    """Return each noised policy with each strength, under a name that says it; the others as they are.
+
+    Finished caches are noised in the modes whose cloud decodes from one.
+    """
+    found: list[Named] = []
     for name, policy in policies:
-        if policy.noise is None or policy.noise.mechanism != "embedding" or not sigmas:
-            found.append((name, policy))
-            continue
-        for sigma in sigmas:
-            noise = policy.noise.model_copy(update={"sigma": sigma, "epsilon": None})
-            found.append((f"{name}, sigma {sigma:g}", policy.model_copy(update={"noise": noise})))
+        made = [] if policy.noise is None else _noised(policy, policy.noise, strengths)
+        found += [(f"{name}, {what}", variant) for what, variant in made] or [(name, policy)]
     return found
+
+
+def _noised(policy: Policy, noise: Noise, strengths: Strengths) -> list[Named]:
+    common = {"subject": noise.subject, "first_token_text": noise.first_token_text}
+    priced = {**common, "budget_epsilon": math.nextafter(math.inf, 0), "delta": noise.stated_delta}
+    adjacency = "prompt" if noise.adjacency is None else noise.adjacency
+    words: dict[str, dict[str, object]] = {
+        f"sigma {sigma:g}": {**priced, "sigma": sigma, "adjacency": adjacency, "post": noise.post}
+        for sigma in strengths.sigmas
+    }
+    if MODES[policy.mode].decode == "cloud":
+        for epsilon in strengths.clipped_epsilons:
+            asked = {"mechanism": "clipped", "adjacency": "prompt", "epsilon": epsilon}
+            words[f"clipped to epsilon {epsilon:g}"] = {**priced, **asked}
+        for share in strengths.relative:
+            asked = {"mechanism": "relative", "relative_noise": share, "budget_epsilon": UNLIMITED}
+            words[f"relative noise {share:g}"] = {**common, **asked}
+    return [(what, policy.model_copy(update={"noise": Noise.model_validate(said)})) for what, said in words.items()]

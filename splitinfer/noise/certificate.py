@@ -7,8 +7,10 @@ to do, and bounds nobody else.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from splitinfer import schedule
 from splitinfer.noise.accounting import Adjacency, NoiseEvent, empirical_event, slab_event
@@ -16,10 +18,21 @@ from splitinfer.noise.empirical import LABEL
 from splitinfer.noise.gaussian import epsilon_of, mu_of, recovery_bound
 from trust_models.noise import MEANINGLESS_ABOVE_EPSILON, Noise
 
-__all__ = ["MEANINGLESS", "MEANINGLESS_ABOVE_EPSILON", "PRIORS", "Certificate", "Measured", "certify", "promise_of"]
+__all__ = [
+    "MEANINGLESS",
+    "MEANINGLESS_ABOVE_EPSILON",
+    "PRIORS",
+    "Certificate",
+    "Measured",
+    "SlabNoise",
+    "certify",
+    "promise_of",
+]
 
 MEANINGLESS = f"formally meaningless, {LABEL}"
 PRIORS = (0.1, 0.5)
+SIGMA_RULE = "sigma_j^2 = (c_j / sqrt(a_j)) (sum over i of c_i sqrt(a_i)) 4 n / mu^2, a_j = w_j d_j"
+"""How the noise of a clipped cache is spread over slabs of dimension d_j, clip c_j and weight w_j, for n rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +48,23 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class SlabNoise:
+    """The noise on one slab of a clipped cache: rows are cut to `clip_norm`, which bounds the sensitivity."""
+
+    slab: str
+    clip_norm: float
+    l2_sensitivity: float
+    sigma: float
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """What one release promises. Fields that do not apply are None: an empirical release has no epsilon.
 
-    `l2_sensitivity` and `sigma` are those of noised embeddings, between neighbours; a clipped cache has one of each for
-    every slab, and states mu alone. `sensitivity_is_exact` tells an
-    enumerated distance from a proven bound. `measured_prior` is a language model's own chance to guess a token.
+    `l2_sensitivity` and `sigma` are those of noised embeddings, between neighbours. A clipped cache has a sigma for
+    every one of its `slabs`, and its `l2_sensitivity` is that of all of them together. `sensitivity_is_exact` tells
+    what neighbours can reach, an enumerated distance or two ends of a clip, from a proven bound. `measured_prior` is a
+    language model's own chance to guess a token.
     """
 
     mechanism: str
@@ -56,6 +80,7 @@ class Certificate:
     measured_prior: float | None = None
     attacker_recovery: float | None = None
     answer_is_seen: bool = True
+    slabs: tuple[SlabNoise, ...] = ()
 
     @property
     def is_meaningless(self) -> bool:
@@ -78,6 +103,8 @@ class Certificate:
             "l2_sensitivity": self.l2_sensitivity,
             "sensitivity_is_exact": self.sensitivity_is_exact,
             "sigma": self.sigma,
+            "sigma_rule": SIGMA_RULE if self.slabs else None,
+            "slabs": [asdict(slab) for slab in self.slabs],
             "mu": _finite(self.mu),
             "epsilon": _finite(self.epsilon),
             "delta": self.delta,
@@ -90,9 +117,10 @@ class Certificate:
         }
 
     def record(self) -> dict[str, object]:
-        """Return the fields for the log, numbers as text."""
+        """Return the fields for the log, numbers as text; of slabs, which can be thousands, the range and a digest."""
         plain = self.to_json()
         del plain["sentence"]
+        plain["slabs"] = _of_slabs(self.slabs)
         plain["recovery_bound_by_prior"] = {prior: repr(bound) for prior, bound in self.recovery_bounds().items()}
         return {name: repr(value) if isinstance(value, float) else value for name, value in plain.items()}
 
@@ -150,6 +178,7 @@ def certify(
     l2_sensitivity: float | None = None,
     sensitivity_is_exact: bool | None = None,
     sigma: float | None = None,
+    slabs: Sequence[SlabNoise] = (),
     measured: Measured | None = None,
     answer_is_seen: bool = True,
 ) -> Certificate:
@@ -170,6 +199,7 @@ def certify(
         measured_prior=measured.prior if measured else None,
         attacker_recovery=measured.recovery if measured else None,
         answer_is_seen=answer_is_seen,
+        slabs=tuple(slabs),
     )
 
 
@@ -190,6 +220,19 @@ def promise_of(noise: Noise, *, answer_is_seen: bool) -> Certificate | None:
     if noise.mechanism == "clipped":
         event = slab_event(mu, key_sha256="")
     return certify(event, adjacency, delta=noise.stated_delta, post=noise.post, answer_is_seen=answer_is_seen)
+
+
+def _of_slabs(slabs: Sequence[SlabNoise]) -> dict[str, object]:
+    if not slabs:
+        return {}
+    sigmas = [slab.sigma for slab in slabs]
+    text = "\n".join(f"{slab.slab} {slab.clip_norm!r} {slab.l2_sensitivity!r} {slab.sigma!r}" for slab in slabs)
+    return {
+        "count": len(slabs),
+        "sigma_least": repr(min(sigmas)),
+        "sigma_most": repr(max(sigmas)),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
 
 
 def _finite(value: float | None) -> float | None:

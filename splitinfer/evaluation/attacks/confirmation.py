@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from splitinfer.errors import UsageError
-from splitinfer.evaluation.attacks.likelihood import Variances
+from splitinfer.evaluation.attacks.likelihood import PerSlab, Variances, clipped, of_heads
 from splitinfer.evaluation.attacks.observed import CapturedCache
 from splitinfer.evaluation.attacks.prefixes import rows_of
 
@@ -48,11 +48,11 @@ def confirm(scores: Sequence[float], *, true_index: int) -> Confirmed:
 
 
 def cache_score(
-    model: PreTrainedModel, capture: CapturedCache, variances: Variances
+    model: PreTrainedModel, capture: CapturedCache, variances: Variances, *, clip_norms: PerSlab | None = None
 ) -> Callable[[Sequence[int]], float]:
     """Return what scores a whole prompt's ids against captured rows: the Gaussian log-density of all of them.
 
-    Another number of tokens than the cache has is impossible.
+    Another number of tokens than the cache has is impossible. `clip_norms` are those of a mechanism that cuts rows.
     """
 
     def score(token_ids: Sequence[int]) -> float:
@@ -62,8 +62,10 @@ def cache_score(
         total = 0.0
         for slab in capture.slabs:
             rows = mine[slab.layer][0 if slab.part == "keys" else 1][0, list(slab.heads), slab.first : slab.stop]
-            gaps = (rows.float() - slab.rows).double().square().sum((1, 2))
-            total -= float((gaps / (2 * variances[slab.layer, slab.part])).sum())
+            limit = (clip_norms or {}).get((slab.layer, slab.part))
+            cut = rows.float() if limit is None else clipped(rows.float(), of_heads(limit, slab))
+            gaps = (cut - slab.rows).double().square().sum((1, 2))
+            total -= float((gaps / (2 * of_heads(variances[slab.layer, slab.part], slab))).sum())
         return total
 
     return score

@@ -13,11 +13,15 @@ import torch
 from transformers import PreTrainedModel
 
 from splitinfer.errors import UsageError
-from splitinfer.evaluation.attacks.observed import CapturedCache, CapturedSlab
+from splitinfer.evaluation.attacks.likelihood import PerSlab, Variances, clipped, of_heads
+from splitinfer.evaluation.attacks.observed import PARTS, CapturedCache, CapturedSlab
 from splitinfer.evaluation.attacks.posterior import Recovered
 from splitinfer.evaluation.attacks.prefixes import Prefixes
 
 __all__ = ["LayerZeroDictionary"]
+
+# Keys have another table at every position; with more tokens than these the values alone decide.
+_MOST_KEYS = 16_384
 
 
 class LayerZeroDictionary:
@@ -38,6 +42,32 @@ class LayerZeroDictionary:
         found = [-1] * capture.tokens
         found[slab.first : slab.stop] = self._nearest(slab)
         return Recovered(tuple(found))
+
+    def scores(
+        self, capture: CapturedCache, variances: Variances, *, clip_norms: PerSlab | None = None, skip: frozenset[int]
+    ) -> torch.Tensor:
+        """Return the log-density [tokens, vocabulary] of the first layer's noised rows, zeros at positions to `skip`.
+
+        It needs no prefix, so that no search is needed. `clip_norms` are those that rows were cut to before the noise.
+        """
+        found = torch.zeros(capture.tokens, self._vocabulary, dtype=torch.float64)
+        for slab in (capture.find(0, part) for part in PARTS):
+            if slab is None or (slab.part == "keys" and self._vocabulary > _MOST_KEYS):
+                continue
+            limit = (clip_norms or {}).get((0, slab.part))
+            weights = 1 / (2 * of_heads(variances[0, slab.part], slab)).sqrt()
+            for position in range(slab.first, slab.stop):
+                if position not in skip:
+                    table = self._table(slab, position, limit)
+                    gaps = (table - slab.at(position)[:, None]).double() * weights[:, None, None]
+                    found[position] -= gaps.square().sum((0, 2))
+        return found
+
+    def _table(self, slab: CapturedSlab, position: int, limit: float | torch.Tensor | None) -> torch.Tensor:
+        """Return the rows [heads, vocabulary, dim] of every token at a position, cut where a limit is given."""
+        anywhere = self._values if slab.part == "values" else None
+        rows = (self._rows(slab.part, position) if anywhere is None else anywhere)[:, list(slab.heads)].transpose(0, 1)
+        return rows if limit is None else clipped(rows, of_heads(limit, slab))
 
     @cached_property
     def _values(self) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -23,12 +24,14 @@ from splitinfer.model.prefill import prefill
 __all__ = [
     "RELATIVE_ROUNDING",
     "CacheLikelihood",
+    "CacheNoise",
     "EmbeddingLikelihood",
     "Likelihood",
     "PerSlab",
     "Variances",
+    "clipped",
     "codec_variances",
-    "noise_variances",
+    "of_heads",
     "rounding_variances",
 ]
 
@@ -42,6 +45,33 @@ RELATIVE_ROUNDING = 1e-3
 _GOOD_DEVIATIONS = 6.0
 # Measured variances are means: a row may be rounded three times as hard, if it is still far nearer than any other.
 _CLEAR_RATIO, _LOOSE = 16.0, 9.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheNoise:
+    """What a policy publishes of the noise on the rows of a finished cache, from the first private one on.
+
+    Either `sigmas` and the norms that rows were cut to, of every head, or `relative`, the noise over the size of what
+    it hides.
+    """
+
+    sigmas: PerSlab = field(default_factory=dict)
+    clip_norms: PerSlab = field(default_factory=dict)
+    relative: float | None = None
+
+    def variances(self, capture: CapturedCache, *, first: int) -> Variances:
+        """Return the variances of a capture noised from row `first` on.
+
+        Where the scale is that of the hidden rows, it follows from the noised ones: their mean square is 1 + r^2 times
+        that of the hidden ones.
+        """
+        if self.relative is None:
+            return {key: torch.as_tensor(sigma).double().square() for key, sigma in self.sigmas.items()}
+        share = self.relative**2 / (1 + self.relative**2)
+        return {
+            (slab.layer, slab.part): share * slab.rows[:, max(0, first - slab.first) :].double().square().mean((1, 2))
+            for slab in capture.slabs
+        }
 
 
 class Likelihood(Protocol):
@@ -77,7 +107,7 @@ class CacheLikelihood:
         for slab in held:
             key = slab.layer, slab.part
             squares = _squared_distances(rows[slab.layer], slab, position, clip_norm=self._clip_norms.get(key))
-            total -= (squares / (2 * _of_heads(self._variances[key], slab))).sum(2)
+            total -= (squares / (2 * of_heads(self._variances[key], slab))).sum(2)
         return total
 
     def is_good(self, position: int, best: float, second: float) -> bool:
@@ -131,17 +161,11 @@ def codec_variances(
     }
 
 
-def noise_variances(exact: CapturedCache, noised: CapturedCache, *, first: int) -> Variances:
-    """Measure the noise of each head on a release of the attacker's own: rows from `first` on, whose exact ones it has.
-
-    A clip's part in the difference counts as noise.
-    """
-    floor = rounding_variances(exact)
-    return {
-        (mine.layer, mine.part): (mine.rows - theirs.rows)[:, first:].double().square().mean((1, 2))
-        + floor[mine.layer, mine.part]
-        for mine, theirs in zip(exact.slabs, noised.slabs, strict=True)
-    }
+def clipped(rows: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Return rows [..., heads, candidates, dim] cut to the norm of their head, `limits` [heads]."""
+    norms = rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    scales: torch.Tensor = (limits.float()[:, None, None] / norms).clamp_max(1.0)
+    return scales * rows
 
 
 def _squared_distances(
@@ -156,13 +180,12 @@ def _squared_distances(
     if len(slab.heads) != mine.shape[1]:
         mine = mine[:, list(slab.heads)]
     if clip_norm is not None:
-        limit = _of_heads(clip_norm, slab).float()[None, :, None, None]
-        mine = mine * (limit / mine.norm(dim=3, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+        mine = clipped(mine, of_heads(clip_norm, slab))
     gap = mine - slab.at(position)[None, :, None, :]
     return gap.square().sum(3, dtype=torch.float64).transpose(1, 2)
 
 
-def _of_heads(value: float | torch.Tensor, slab: CapturedSlab) -> torch.Tensor:
+def of_heads(value: float | torch.Tensor, slab: CapturedSlab) -> torch.Tensor:
     """Return one number for each head of the slab."""
     if isinstance(value, torch.Tensor):
         return value.double()[list(slab.heads)]

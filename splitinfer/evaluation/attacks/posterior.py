@@ -63,9 +63,11 @@ def recover(
     known: Mapping[int, int] | None = None,
     beam: Beam | None = None,
     texts: TextPrior | None = None,
+    hints: torch.Tensor | None = None,
 ) -> Recovered:
     """Return the most likely prompt of `tokens` tokens; `known` fixes positions, as a template or public text does.
 
+    `hints` [tokens, vocabulary] are log-densities that need no prefix; the shortlist is then the prior's and theirs.
     The prior is the model's own prediction, mixed with what `texts` of the victim's kind make likely. Raises
     UnsupportedModelError for a model with a layer that keeps no rows.
     """
@@ -76,15 +78,24 @@ def recover(
     first = nothing if texts is None else texts.mixed(nothing, [()])
     search = _Search(torch.zeros(1, dtype=torch.float64), [()], [()], first)
     for position in range(tokens):
-        _grow(search, prefixes, likelihood, beam, known.get(position))
+        hint = None if hints is None or position >= len(hints) else hints[position]
+        _grow(search, prefixes, likelihood, beam, known.get(position), hint=hint)
         if texts is not None:
             search.prior = texts.mixed(search.prior, search.ids)
     best = int(search.scores.argmax())
     return Recovered(search.ids[best], search.fits[best], search.candidates)
 
 
-def _grow(search: _Search, prefixes: Prefixes, likelihood: Likelihood, beam: Beam, known: int | None) -> None:
-    tried, fits = _tried(search, prefixes, likelihood, beam, known)
+def _grow(
+    search: _Search,
+    prefixes: Prefixes,
+    likelihood: Likelihood,
+    beam: Beam,
+    known: int | None,
+    *,
+    hint: torch.Tensor | None,
+) -> None:
+    tried, fits = _tried(search, prefixes, likelihood, beam, known, hint=hint)
     search.candidates += tried.numel()
     prior = search.prior.double().gather(1, tried)
     total = search.scores[:, None] + fits + beam.prior_weight * prior
@@ -99,7 +110,13 @@ def _grow(search: _Search, prefixes: Prefixes, likelihood: Likelihood, beam: Bea
 
 
 def _tried(
-    search: _Search, prefixes: Prefixes, likelihood: Likelihood, beam: Beam, known: int | None
+    search: _Search,
+    prefixes: Prefixes,
+    likelihood: Likelihood,
+    beam: Beam,
+    known: int | None,
+    *,
+    hint: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return candidates [prefixes, candidates] and their fits, of ever wider shortlists until one fits well."""
     count, vocabulary = search.prior.shape
@@ -108,7 +125,8 @@ def _tried(
         return only, likelihood.scores(prefixes, only)
     sizes = [beam.shortlist, *(size for size in _WIDENINGS if size > beam.shortlist), vocabulary]
     # A position of equal priors has no shortlist: the first one, before anything is known.
-    ranked = search.prior.sort(dim=1, descending=True).indices
+    rank = search.prior if hint is None else beam.prior_weight * search.prior.double() + hint
+    ranked = rank.sort(dim=1, descending=True).indices
     tried, fits = ranked[:, :0], torch.empty(count, 0, dtype=torch.float64)
     for size in sizes:
         more = ranked[:, tried.shape[1] : min(size, vocabulary)]

@@ -179,6 +179,7 @@ def test_an_evaluation_sets_leakage_utility_and_cost_side_by_side(loaded: Loaded
         seats=(Seat.NETWORK, Seat.RECIPIENT),
         tenant_texts=2,
         tenant_tokens=8,
+        active_attempts=1,
     )
     done: list[tuple[int, int]] = []
     policies = [(mode, policy_of(mode)) for mode in ("public-prefix", "sealed-prefill", "sealed-decode")]
@@ -202,6 +203,10 @@ def test_an_evaluation_sets_leakage_utility_and_cost_side_by_side(loaded: Loaded
     assert public.tenants is not None
     assert prefill.tenants is None
     assert decode.utility.top1_agreement == 1.0
+    for figures in (public, prefill, decode):
+        assert figures.active is not None
+        assert figures.active.accepted.trials >= 8
+        assert figures.worst("active") == figures.worst("store") == 0.0
 
 
 def test_an_evaluation_of_nothing_is_refused(loaded: LoadedModel) -> None:
@@ -209,10 +214,23 @@ def test_an_evaluation_of_nothing_is_refused(loaded: LoadedModel) -> None:
         evaluate([], loaded, Settings())
 
 
-def test_a_codec_that_differs_from_run_to_run_is_refused(loaded: LoadedModel) -> None:
+def test_codec_auto_chooses_as_the_product_does_and_the_report_says_what(loaded: LoadedModel) -> None:
     policy = policy_of("sealed-decode", transfer={"codec": "auto", "max_kl": 0.01})
-    with pytest.raises(UsageError, match="each by itself"):
-        evaluate([("p", policy)], loaded, Settings())
+    settings = Settings(
+        attacks=("posterior",),
+        seats=(Seat.RECIPIENT,),
+        prompts=2,
+        max_new_tokens=2,
+        lookalikes=3,
+        layer_prompts=0,
+        active_attempts=0,
+    )
+    (figures,) = evaluate([("p", policy)], loaded, settings).policies
+    assert figures.codec == "auto"
+    # Nothing was measured of another codec on this device, so that its cost might be above the policy's bound.
+    assert figures.chosen == {"raw": 2}
+    assert figures.to_json()["codec_chosen"] == {"raw": 2}
+    assert figures.worst("token_recovery") > 0.9
 
 
 def test_an_unknown_attack_is_refused_by_name() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,10 @@ def run(*words: str) -> int:
     return main(["evaluate", *words])
 
 
-COMMON = ("--prompts", "1", "--max-new-tokens", "2", "--attack", "read,dictionary", "--tenant-texts", "0")
+COMMON = (
+    *("--prompts", "1", "--max-new-tokens", "2", "--attack", "read,dictionary"),
+    *("--tenant-texts", "0", "--active", "0"),
+)
 
 
 def test_the_report_is_one_json_object_and_a_ceiling_that_is_kept_passes(
@@ -56,6 +60,8 @@ def test_a_ceiling_that_is_exceeded_ends_with_exit_code_3(model: str, capsys: py
         (("local", "--fail-above", "x=1"), "--fail-above takes"),
         (("local", "--codec", "zip"), "no codec 'zip'"),
         (("local", "--seed", "-1"), "0 or more"),
+        (("local", "--active", "-1"), "0 times or more"),
+        (("noised-decode", "--clipped", "0"), "--clipped takes"),
         (("local", "--captures", "nowhere"), "stands alone"),
     ],
 )
@@ -64,3 +70,14 @@ def test_what_is_wrong_with_a_call_is_said(
 ) -> None:
     assert run(*words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("policy", "exit_code"), [("public-prefix", 0), ("sealed-decode", 3)])
+def test_the_gate_for_a_pipeline_ends_with_the_exit_code_that_it_promises(
+    policy: str, exit_code: int, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Path(__file__).resolve().parents[3] / "examples" / "leakage_gate.py"
+    monkeypatch.setattr("sys.argv", [str(gate), policy, "--model", model, *COMMON])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(gate), run_name="__main__")
+    assert ended.value.code == exit_code

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from splitinfer.noise.accounting import Adjacency, embedding_event, slab_event
-from splitinfer.noise.certificate import Measured, certify, promise_of
+from splitinfer.noise.certificate import Measured, SlabNoise, certify, promise_of
 from splitinfer.noise.gaussian import epsilon_of, mu_of, recovery_bound
 from splitinfer.noise.sensitivity import Distance
 from trust_models.noise import Noise
@@ -87,3 +87,25 @@ def test_what_a_policy_promises_is_known_before_a_run_where_it_states_epsilon(ad
 
 def test_bound_on_a_token_is_that_of_one_token_not_of_k() -> None:
     assert certificate(4.0).recovery_bounds()["0.5"] == pytest.approx(recovery_bound(0.5, 2.0 / 4.0))
+
+
+def test_a_clipped_cache_states_the_noise_of_every_slab_and_the_log_a_digest_of_it() -> None:
+    slabs = [SlabNoise(f"0.keys.{head}", 1.0, 16.0, 8.0 + head) for head in range(2)]
+    event = slab_event(1.0, key_sha256="ab" * 32)
+    found = certify(event, Adjacency(None), delta=1e-5, l2_sensitivity=22.6, sensitivity_is_exact=True, slabs=slabs)
+    stated = found.to_json()
+    assert stated["slabs"] == [
+        {"slab": "0.keys.0", "clip_norm": 1.0, "l2_sensitivity": 16.0, "sigma": 8.0},
+        {"slab": "0.keys.1", "clip_norm": 1.0, "l2_sensitivity": 16.0, "sigma": 9.0},
+    ]
+    assert (stated["adjacency"], stated["mu"], stated["l2_sensitivity"]) == (
+        "replace the whole private text",
+        1.0,
+        22.6,
+    )
+    assert "c_j" in str(stated["sigma_rule"])
+    logged = found.record()["slabs"]
+    assert logged["count"] == 2
+    assert (logged["sigma_least"], logged["sigma_most"]) == ("8.0", "9.0")
+    other = certify(event, Adjacency(None), delta=1e-5, slabs=slabs[::-1]).record()["slabs"]
+    assert other["sha256"] != logged["sha256"]

@@ -302,6 +302,7 @@ def digest_of(folder, *options):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_fifty_steps_give_one_digest_twice_and_resumed(tmp_path):
     first = digest_of(tmp_path / "a", "--stop", "50")
     assert digest_of(tmp_path / "b", "--stop", "50") == first
