@@ -30,13 +30,14 @@ from benchmarks.common import reset_peak, resident
 from server.run import serve
 from server.settings import make_settings
 from splitinfer import codec, schedule
+from splitinfer.asks import Ask, Common, decode_ask, prefill_ask
 from splitinfer.attestation.keyset import identity_sha256
 from splitinfer.cache.early_rows import EarlyRows
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import DTYPES, CacheSnapshot, shape_of
 from splitinfer.cloud import CloudService
 from splitinfer.egress.gate import Gate, Intent, Outcome, Permit
-from splitinfer.exchange import Ask, Common, Exchange, decode_ask, prefill_ask
+from splitinfer.exchange import Exchange
 from splitinfer.handoff import (
     CacheLayout,
     CloudReply,

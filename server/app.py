@@ -10,7 +10,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from server.exchange import Door, Exchange
+from server.door import Door
+from server.exchange import Exchange
 from server.log import RequestLog, report_internal_error
 from server.problems import FIXED_HEADERS, Problem
 from server.settings import ServerSettings

@@ -21,7 +21,7 @@ from typing import TextIO
 import uvicorn
 
 from server.app import create_app
-from server.exchange import Door
+from server.door import Door
 from server.limits import limited_protocol
 from server.log import logging_to
 from server.settings import ServerSettings, require_safe_address

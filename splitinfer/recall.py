@@ -7,10 +7,10 @@ device. The twin of `reuse`, which does the same with the store.
 from __future__ import annotations
 
 from splitinfer import schedule
+from splitinfer.asks import Place
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.conversation import Held, Link, Origin, Past
 from splitinfer.device import Device
-from splitinfer.exchange import Place
 from splitinfer.handoff import PromptTokens
 from splitinfer.placement import Plan
 from splitinfer.sealing.receipt import Receipt

@@ -1,7 +1,7 @@
 """A session on the device: policy, model and audit log wired together, prompts in, answers out.
 
-Read this file first, then `flow.py`, which is one run step by step, then its twin on the other side,
-`cloud/service.py`.
+Read this file first, then `flow.py`, which is one run step by step, and the modes' ways in `ways/`, then the twin on
+the other side, `cloud/service.py`.
 """
 
 from __future__ import annotations

@@ -7,20 +7,32 @@ sentences. Nothing repeats a value that could be secret.
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Annotated, Literal, Self
 
 import rfc8785
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from trust_models.codecs import AUTO, CALIBRATED, LOSSY, CodecName
 from trust_models.labels import LabelName, LabelRule, decide_label, normal_name
 from trust_models.modes import MODES, TrustMode
 from trust_models.noise import Noise, Sampling
-from trust_models.remote_url import check_url
 from trust_models.rounds import Homomorphic, Masked
 from trust_models.section import Section as _Section
 from trust_models.section import refuse as _refuse
+from trust_models.values import (
+    ChunkTokens,
+    DefaultLabel,
+    Megabits,
+    ModeWord,
+    Nats,
+    RemoteName,
+    ResumeAttempts,
+    Sha256,
+    StoreBytes,
+    Text,
+    Url,
+    VerifyRows,
+)
 
 __all__ = [
     "Audit",
@@ -35,112 +47,8 @@ __all__ = [
     "Transfer",
 ]
 
-_HEX = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_CHUNK_UNIT, _MAX_CHUNK, _MAX_VERIFY_ROWS = 64, 4096, 64
-_MAX_RESUMES = 5
-_MIN_STORE_BYTES = 1024 * 1024
-_MAX_NATS = 10.0
-_MAX_MBIT = 1e6
 _KEEPING_MODES = (TrustMode.SEALED_PREFILL, TrustMode.SEALED_DECODE)
 _ROUNDS_MODES = (TrustMode.HOMOMORPHIC, TrustMode.MASKED)
-
-
-def _hex_digest(value: str) -> str:
-    if not _HEX.fullmatch(value.lower()):
-        _refuse("a SHA-256 digest is expected; write its 64 hex digits")
-    return value.lower()
-
-
-def _some_text(value: str) -> str:
-    if not value.strip() or not value.isprintable():
-        _refuse("the text is empty or holds control characters; write a name, or leave the key out")
-    return value
-
-
-def _not_public(value: LabelName) -> LabelName:
-    if value == "public":
-        _refuse(
-            'segments.default = "public" would publish every text that nobody labelled; write default = "private" '
-            "and name each public source in a [[segments.rule]] or with --public"
-        )
-    return value
-
-
-def _chunk(value: int) -> int:
-    if value % _CHUNK_UNIT or not _CHUNK_UNIT <= value <= _MAX_CHUNK:
-        _refuse(
-            f"transfer.chunk_tokens is not a multiple of {_CHUNK_UNIT} from {_CHUNK_UNIT} to {_MAX_CHUNK}; "
-            "write 512 unless you measured a better one"
-        )
-    return value
-
-
-def _rows(value: int) -> int:
-    if not 0 <= value <= _MAX_VERIFY_ROWS:
-        _refuse(f"transfer.verify_rows is outside 0 to {_MAX_VERIFY_ROWS}; write a number of rows in that range")
-    return value
-
-
-def _resumes(value: int) -> int:
-    if not 0 <= value <= _MAX_RESUMES:
-        _refuse(
-            f"transfer.resume_attempts is outside 0 to {_MAX_RESUMES}; write how often a lost connection may be made "
-            "again in one transfer"
-        )
-    return value
-
-
-def _store_limit(value: int) -> int:
-    if value < _MIN_STORE_BYTES:
-        _refuse(
-            f"store.max_bytes is below {_MIN_STORE_BYTES}, too little for any cache; write a larger limit, "
-            "or enabled = false"
-        )
-    return value
-
-
-def _rate(value: float) -> float:
-    if not 0 < value <= _MAX_MBIT:
-        _refuse(
-            f"transfer.link_mbit_per_second is outside 0 to {_MAX_MBIT:g}; write the link's rate in megabits a second"
-        )
-    return value
-
-
-def _nats(value: float) -> float:
-    if not 0 < value <= _MAX_NATS:
-        _refuse(
-            f"transfer.max_kl is outside 0 to {_MAX_NATS:g} nats; write 0.001, which no reader notices, or leave it out"
-        )
-    return value
-
-
-def _mode_word(value: object) -> object:
-    # Enum would format whatever it is given, and a hostile file can nest deeper than that bears.
-    if not isinstance(value, str):
-        _refuse(f"mode has the wrong type; write one of the words {', '.join(TrustMode)} in quotes")
-    return value
-
-
-def _remote_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        _refuse(
-            "remote.name is not the name of an entry of the state folder; write letters, digits, '.', '_' and '-' "
-            "only (at most 64), the first a letter or digit"
-        )
-    return value
-
-
-def _url(value: str) -> str:
-    try:
-        return check_url(value)
-    except ValueError as error:
-        _refuse(str(error))
-
-
-Sha256 = Annotated[str, AfterValidator(_hex_digest)]
-Text = Annotated[str, AfterValidator(_some_text)]
 
 
 class Model(_Section):
@@ -178,7 +86,7 @@ class SegmentRule(_Section):
 class Segments(_Section):
     """How texts are labelled; what no rule and no caller labels is private."""
 
-    default: Annotated[LabelName, AfterValidator(_not_public)] = "private"
+    default: DefaultLabel = "private"
     # TOML gives lists; a tuple keeps the frozen policy hashable.
     rule: Annotated[tuple[SegmentRule, ...], Field(strict=False)] = ()
 
@@ -194,8 +102,8 @@ class Segments(_Section):
 class Remote(_Section):
     """The other side: `name` of an entry of the state folder, or `url` and `identity_sha256` inline."""
 
-    name: Annotated[str, AfterValidator(_remote_name)] | None = None
-    url: Annotated[str, AfterValidator(_url)] | None = None
+    name: RemoteName | None = None
+    url: Url | None = None
     identity_sha256: Sha256 | None = None
     tls_ca: Text | None = None
     recipient: Literal["pinned"] = "pinned"
@@ -229,14 +137,14 @@ class Transfer(_Section):
     """
 
     codec: CodecName = "raw"
-    max_kl: Annotated[float, AfterValidator(_nats)] | None = None
+    max_kl: Nats | None = None
     allow_q4_small_models: bool = False
     allow_uncertified: bool = False
-    link_mbit_per_second: Annotated[float, AfterValidator(_rate)] | None = None
+    link_mbit_per_second: Megabits | None = None
     pad: Literal["padme"] = "padme"
-    chunk_tokens: Annotated[int, AfterValidator(_chunk)] = 512
-    verify_rows: Annotated[int, AfterValidator(_rows)] = 0
-    resume_attempts: Annotated[int, AfterValidator(_resumes)] = 2
+    chunk_tokens: ChunkTokens = 512
+    verify_rows: VerifyRows = 0
+    resume_attempts: ResumeAttempts = 2
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -260,7 +168,7 @@ class Store(_Section):
     """Whether the device keeps caches of public texts, encrypted, and how many bytes they may take on its disk."""
 
     enabled: bool = True
-    max_bytes: Annotated[int, AfterValidator(_store_limit)] = 4 * 1024**3
+    max_bytes: StoreBytes = 4 * 1024**3
 
 
 class Session(_Section):
@@ -284,8 +192,7 @@ class Audit(_Section):
 class Policy(_Section):
     """A whole policy file, checked. Construct it with `load_policy`, which raises PolicyError instead of pydantic's."""
 
-    # Lax, so that the word from the file becomes a TrustMode; other words are still refused.
-    mode: Annotated[TrustMode, Field(strict=False), BeforeValidator(_mode_word)]
+    mode: ModeWord
     model: Model = Model()
     segments: Segments = Segments()
     remote: Remote | None = None

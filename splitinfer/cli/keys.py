@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from splitinfer.attestation.keyset import CERTIFICATE_SECONDS, KeysetReply, certify, identity_sha256, replica_id_of
+from splitinfer.carrier import read_keyset
 from splitinfer.cli.commands import add_command, add_group, print_facts
 from splitinfer.egress.gate import Gate, Intent, Outcome
 from splitinfer.errors import SplitInferError, StateError, UsageError
-from splitinfer.exchange import read_keyset
 from splitinfer.home import Home
 from splitinfer.home.audit_log import open_log, receipt_keeper
 from splitinfer.home.cloud_state import allow_device, generation

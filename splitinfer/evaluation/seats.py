@@ -8,7 +8,7 @@ the device does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from splitinfer.cache.snapshot import CacheSnapshot
 from splitinfer.cloud import CloudService
-from splitinfer.cloud.answer import Answer, Pieces
+from splitinfer.cloud.answer import Answer
 from splitinfer.cloud.rounds import Half, MakeHalf
 from splitinfer.errors import UsageError
 from splitinfer.evaluation.attacks.traffic import Message, Transcript
@@ -100,9 +100,10 @@ class Handed:
 class CuriousCloud(CloudService):
     """The recipient's service, run by somebody who keeps what is opened and what is decoded."""
 
-    def __init__(self, *given: Any, halves: Mapping[str, MakeHalf] | None = None, **asked: Any) -> None:
+    def __init__(self, engine: Engine, *given: Any, halves: Mapping[str, MakeHalf] | None = None, **asked: Any) -> None:
         watched = {name: self._watching(name, make) for name, make in (halves or {}).items()}
-        super().__init__(*given, halves=watched, **asked)
+        super().__init__(cast(Engine, _Heard(engine, self)), *given, halves=watched, **asked)
+        self._engine = engine
         self.handed = Handed()
 
     def forget(self) -> None:
@@ -124,9 +125,19 @@ class CuriousCloud(CloudService):
     def _transfer(self, opened: OpenedRequest, answer: Answer, route: Route) -> CloudReply:
         return super()._transfer(cast(OpenedRequest, _Read(opened, self.handed, self._engine)), answer, route)
 
-    def _frames(self, decoding: Decoding, forget: Callable[[], None], answer: Answer, frames: int) -> Pieces:
-        self.handed.decoding = decoding
-        return super()._frames(decoding, forget, answer, frames)
+
+class _Heard:
+    """An engine whose answers somebody hears; all else is the engine's own."""
+
+    def __init__(self, engine: Engine, cloud: CuriousCloud) -> None:
+        self._engine, self._cloud = engine, cloud
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def decode(self, snapshot: CacheSnapshot, **asked: Any) -> Decoding:
+        decoding = self._cloud.handed.decoding = self._engine.decode(snapshot, **asked)
+        return decoding
 
 
 class _Read:

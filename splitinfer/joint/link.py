@@ -8,23 +8,20 @@ The connection is opened once. However a session ends, the cloud is told the sam
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import Unpack
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from splitinfer.attestation.appraise import SeenKeysets, appraise
+from splitinfer.asks import Ask
+from splitinfer.carrier import Carrier, Lent, SealedAsk
 from splitinfer.egress.gate import CallRecord, Permit
-from splitinfer.egress.receipts import check_receipt, check_signature
-from splitinfer.errors import LayoutMismatchError, SplitInferError, TruncatedError, UsageError, VerificationError
-from splitinfer.exchange import Ask, SealedAsk, read_keyset, seal_ask
+from splitinfer.errors import LayoutMismatchError, SplitInferError, TruncatedError, UsageError
 from splitinfer.handoff import Link, Route, Transport, VerifiedRecipient
-from splitinfer.receive.expectations import Expectations
 from splitinfer.receive.records import read_record
-from splitinfer.receive.replies import OpenedReply, open_reply
+from splitinfer.receive.replies import OpenedReply
 from splitinfer.rounds import Operation, Record
 from splitinfer.sealing.keys import Direction, StreamKeys, derive_record_keys
-from splitinfer.sealing.receipt import Receipt, read_receipt_region
+from splitinfer.sealing.receipt import read_receipt_region
 from splitinfer.sealing.records import RecordOpener, RecordSealer
 
 __all__ = ["RoundsLink"]
@@ -33,62 +30,30 @@ _DRAIN_SECONDS = 5.0
 _DRAIN_READS = 64
 
 
-class RoundsLink:
+class RoundsLink(Carrier):
     """Carries a session's records; afterwards `receipt` is the last checked receipt.
 
     `open`, then `exchange` as often as wanted, then `finish`; `close` at any time. Where a run failed before `finish`,
     `close` sends the same last record and disregards what comes back.
     """
 
-    def __init__(
-        self,
-        permit: Permit,
-        transport: Transport,
-        *,
-        device_key: Ed25519PrivateKey,
-        expected: Expectations,
-        clock: Callable[[], float],
-        randomness: Callable[[int], bytes],
-    ) -> None:
-        self._permit, self._transport, self._device_key = permit, transport, device_key
-        self._expected, self._clock, self._randomness = expected, clock, randomness
+    def __init__(self, permit: Permit, transport: Transport, **lent: Unpack[Lent]) -> None:
+        super().__init__(permit, transport, **lent)
         self._parts: deque[bytes] = deque()
         self._link: Link | None = None
         self._call: CallRecord | None = None
-        self._recipient: VerifiedRecipient | None = None
         self._sealer: RecordSealer | None = None
         self._opener: RecordOpener | None = None
-        self._sealed: SealedAsk | None = None
         self._is_over = False
-        self.reply: OpenedReply | None = None
-        self.receipt: Receipt | None = None
 
     @property
-    def has_sent(self) -> bool:
-        """Tell whether any byte of a sealed body left."""
-        return self._permit.bytes_sent > 0
-
-    @property
-    def was_refused(self) -> bool:
-        """Tell whether the cloud answered the opening with a sealed refusal."""
-        return self.reply is not None and self.reply.was_refused
-
-    def appraise(self, *, pinned_sha256: str, seen: SeenKeysets) -> VerifiedRecipient:
-        """Fetch the keyset through the gate and appraise it."""
-        data = read_keyset(self._transport, self._permit)
-        return appraise(data, pinned_sha256=pinned_sha256, now=int(self._clock()), seen=seen)
+    def call(self) -> CallRecord | None:
+        """Return the log's record of the session, None before it was opened."""
+        return self._call
 
     def open(self, ask: Ask, recipient: VerifiedRecipient) -> OpenedReply:
         """Seal the opening, connect, send it, and check what the cloud answers and signs; raises as `Exchange.send`."""
-        sealed = self._sealed = seal_ask(
-            ask,
-            recipient,
-            log_checkpoint=self._permit.checkpoint_commitment,
-            device_key=self._device_key,
-            now=int(self._clock()),
-            randomness=self._randomness,
-        )
-        self._recipient = recipient
+        sealed = self._seal(ask, recipient)
         released, self._call = self._permit.release(
             Route.SESSION,
             body=self._pieces(sealed),
@@ -101,7 +66,7 @@ class RoundsLink:
         for _ in range(1 + sealed.body.stream.count):
             link.send()
         self._call.sent_root = sealed.body.stream.root().hex()
-        reply = self.reply = open_reply(link, sealed.sent(recipient), self._expected)
+        reply = self._opened(link, sealed, recipient)
         reply.reader.is_followed = True
         if reply.was_refused:
             raise self._refusal(reply)
@@ -187,31 +152,7 @@ class RoundsLink:
         if self._call is None or self._sealed is None:
             return
         self._call.sent_root = self._sealed.body.stream.root().hex()
-        if self.reply is not None:
-            self._call.received_root = self.reply.reader.root().hex()
-
-    def _refusal(self, reply: OpenedReply) -> SplitInferError:
-        error = reply.refuse()
-        if reply.receipt is not None:
-            self._check_receipt(reply.receipt, is_refusal=True)
-        return error
-
-    def _check_receipt(self, receipt: Receipt | None, *, is_refusal: bool = False) -> None:
-        call, recipient, sealed = self._call, self._recipient, self._sealed
-        if receipt is None or call is None or recipient is None or sealed is None:
-            raise TruncatedError("the reply was not read to its receipt")
-        check_signature(receipt, recipient)
-        self.receipt = receipt
-        check_receipt(
-            receipt,
-            permit=self._permit,
-            call=call,
-            recipient=recipient,
-            manifest_sha256=sealed.keys.manifest_digest.hex(),
-            is_refusal=is_refusal,
-        )
-        if receipt.event_count("kept") is not None:
-            raise VerificationError("the receipt says that the cloud kept what it was not asked to keep")
+        self._call.received_root = self.received_root
 
 
 def _keys(sealed: SealedAsk, direction: Direction, nonces: tuple[bytes, bytes]) -> StreamKeys:

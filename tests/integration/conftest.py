@@ -15,6 +15,7 @@ from splitinfer.model.engine import Engine
 from splitinfer.model.loading import load
 from splitinfer.segments import note, public, question
 from tests.support import tiny_models
+from tests.support.curious_clouds import CuriousCloud, inject_same_noise
 from tests.support.memory_clouds import Paired
 from tests.support.processes import CloudProcess, cloud_process
 
@@ -87,6 +88,18 @@ def tiny_on_cloud(tiny_directory: Path) -> Engine:
 def pair(tmp_path: Path) -> Paired:
     """A fresh device and a fresh cloud folder that know each other."""
     return Paired.at(tmp_path / "pair")
+
+
+@pytest.fixture
+def curious(pair: Paired, tiny_on_cloud: Engine) -> CuriousCloud:
+    """A cloud of that pair that keeps all that it can read."""
+    return pair.service(tiny_on_cloud, made=CuriousCloud)
+
+
+@pytest.fixture
+def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same noise in every run of a test."""
+    inject_same_noise(monkeypatch)
 
 
 @pytest.fixture

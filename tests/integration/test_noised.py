@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from splitinfer.cloud import CloudService
 from splitinfer.errors import (
     BudgetExceededError,
     CryptoParameterError,
@@ -21,7 +17,7 @@ from splitinfer.errors import (
     TransportError,
     UsageError,
 )
-from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Segment
+from splitinfer.handoff import ReleasedTransfer, Reply, Segment
 from splitinfer.home.distances import DistanceFile
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import load
@@ -31,6 +27,7 @@ from splitinfer.segments import note, public, question
 from splitinfer.transport.memory import MemoryTransport
 from tests.integration.conftest import CommandLine
 from tests.support import tiny_models
+from tests.support.curious_clouds import CuriousCloud, tensor_bytes, without_chance
 from tests.support.memory_clouds import NOISE, NOISED_MODES, STATED_MODES, Paired, policy_of
 from trust_models.policy import Policy
 
@@ -45,72 +42,17 @@ def noised(*, sampling: dict[str, object] | None = None, **noise: object) -> Pol
     return policy_of("noised-decode", noise={**NOISE, **noise}, sampling=sampling or {"max_new_tokens": 4})
 
 
-class SeeingService(CloudService):
-    """A curious cloud: keeps every decoded cache and the sealed manifest that came with it."""
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.seen: list[tuple[dict[str, Any], list[bytes]]] = []
-
-    def _decode(self, opened: Any, manifest: Any, answer: Any, turn: Any) -> CloudReply:
-        engine, seen = self._engine, self.seen
-
-        class Seeing:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(engine, name)
-
-            def decode(self, snapshot: Any, **named: Any) -> Any:
-                tensors = [layer[name].numpy().tobytes() for layer in snapshot.layers for name in sorted(layer)]
-                seen.append((json.loads(manifest.to_bytes()), tensors))
-                return engine.decode(snapshot, **named)
-
-        self._engine = Seeing()
-        try:
-            return super()._decode(opened, manifest, answer, turn)
-        finally:
-            self._engine = engine
-
-
-@pytest.fixture
-def seeing(pair: Paired, tiny: Engine) -> SeeingService:
-    honest = pair.service(tiny)
-    spy = SeeingService.__new__(SeeingService)
-    vars(spy).update(vars(honest))
-    spy.seen = []
-    return spy
-
-
-@pytest.fixture
-def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inject the same noise key in every run, and let the ledger believe that each is new."""
-    from splitinfer import noised as module
-
-    class SameKey(module.NoiseKey):
-        count = 0
-
-        def __init__(self, randomness: Callable[[int], bytes]) -> None:  # noqa: ARG002
-            super().__init__(bytes)
-            SameKey.count += 1
-            self.digest = hashlib.sha256(bytes([SameKey.count])).hexdigest()
-
-    monkeypatch.setattr(module, "NoiseKey", SameKey)
-
-
-def without_chance(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is random in every transfer: the session's id and the salted commitment to the log."""
-    session = {name: value for name, value in manifest["session"].items() if name != "session_id"}
-    return {**manifest, "log_checkpoint": "", "session": session}
-
-
 def test_prompts_that_differ_in_the_last_private_token_differ_in_the_cache_alone(
-    pair: Paired, tiny: Engine, seeing: SeeingService, same_noise: None
+    pair: Paired, tiny: Engine, curious: CuriousCloud, same_noise: None
 ) -> None:
     """Same length, same injected noise: manifest, first token, steps, sampling are byte for byte the same."""
     for last in ("x", "y"):
-        pair.run(noised(), prompt(last), tiny, seeing)
-    (one, one_cache), (two, two_cache) = seeing.seen
+        pair.run(noised(), prompt(last), tiny, curious)
+    (one, one_cache), (two, two_cache) = curious.caches
     assert without_chance(one) == without_chance(two)
-    assert one_cache != two_cache, "the last private token reaches the cache through its noised row"
+    assert tensor_bytes(one_cache) != tensor_bytes(two_cache), (
+        "the last private token reaches the cache through its noised row"
+    )
     assert one["last_token"] == tiny.tokenize(prompt("x")).token_ids[-1]
     outcomes = [record for record in pair.records() if record["type"] == "outcome"]
     assert len({(record["bytes_sent"], record["bytes_received"]) for record in outcomes}) == 1
@@ -142,12 +84,13 @@ def test_only_private_tokens_are_noised(pair: Paired, tiny: Engine) -> None:
 
 
 def test_noise_is_drawn_anew_for_every_run_and_every_run_is_paid_for(
-    pair: Paired, tiny: Engine, seeing: SeeingService
+    pair: Paired, tiny: Engine, curious: CuriousCloud
 ) -> None:
-    with pair.session(noised(), tiny, seeing) as session:
+    with pair.session(noised(), tiny, curious) as session:
         for _ in range(2):
             session.run(prompt("x"))
-    assert seeing.seen[0][1] != seeing.seen[1][1]
+    one, two = (tensor_bytes(cache) for _, cache in curious.caches)
+    assert one != two
     paid = [record for record in pair.records() if record["type"] == "noise"]
     assert len(paid) == len({record["key_sha256"] for record in paid}) == 2
     assert float(paid[1]["epsilon_spent"]) > float(paid[0]["epsilon_spent"])
@@ -181,16 +124,16 @@ def test_epsilon_of_the_policy_is_that_of_the_certificate(pair: Paired, tiny: En
 
 
 def test_spent_budget_refuses_before_anything_leaves_and_says_so_in_the_log(
-    pair: Paired, tiny: Engine, seeing: SeeingService
+    pair: Paired, tiny: Engine, curious: CuriousCloud
 ) -> None:
     policy = noised(sigma=None, epsilon=1.0, delta=1e-5, budget_epsilon=1.2)
-    pair.run(policy, prompt("x"), tiny, seeing)
+    pair.run(policy, prompt("x"), tiny, curious)
     with pytest.raises(BudgetExceededError):
-        pair.run(policy, prompt("x"), tiny, seeing)
-    assert len(seeing.seen) == 1
+        pair.run(policy, prompt("x"), tiny, curious)
+    assert len(curious.caches) == 1
     assert (pair.last["type"], pair.last["code"]) == ("denied", "budget_exceeded")
     other = noised(sigma=None, epsilon=1.0, delta=1e-5, budget_epsilon=1.2, subject="other")
-    pair.run(other, prompt("x"), tiny, seeing)
+    pair.run(other, prompt("x"), tiny, curious)
 
 
 class Broken:
@@ -236,10 +179,10 @@ def test_sampling_comes_from_the_policy_alone(pair: Paired, tiny: Engine, given:
     assert [record["type"] for record in pair.records()].count("noise") == 1
 
 
-def test_stop_texts_of_the_policy_travel(pair: Paired, tiny: Engine, seeing: SeeingService) -> None:
+def test_stop_texts_of_the_policy_travel(pair: Paired, tiny: Engine, curious: CuriousCloud) -> None:
     sampling = {"max_new_tokens": 4, "temperature": 0.5, "seed": 11, "stop": ["@@"]}
-    pair.run(noised(sampling=sampling), prompt("x"), tiny, seeing)
-    sent = seeing.seen[0][0]["sampling"]
+    pair.run(noised(sampling=sampling), prompt("x"), tiny, curious)
+    sent = curious.caches[0][0]["sampling"]
     assert (sent["max_new_tokens"], sent["stop"], sent["seed"], sent["temperature"]) == (4, ["@@"], "11", "0.5")
 
 
@@ -270,43 +213,12 @@ def test_with_little_noise_the_answer_is_that_of_local(pair: Paired, engine: Eng
 
 
 def test_with_the_noise_of_a_meaningful_epsilon_the_cache_is_another(
-    pair: Paired, tiny: Engine, seeing: SeeingService
+    pair: Paired, tiny: Engine, curious: CuriousCloud
 ) -> None:
-    pair.run(noised(sigma=1e-6, budget_epsilon=1e300), prompt("x"), tiny, seeing)
-    pair.run(noised(sigma=5.0, subject="other"), prompt("x"), tiny, seeing)
-    assert seeing.seen[0][1] != seeing.seen[1][1]
-
-
-class SeeingRows(CloudService):
-    """A curious cloud: keeps the rows and the sealed manifest of every prefill."""
-
-    seen: list[tuple[dict[str, Any], bytes]]
-
-    def _prefill_rows(self, opened: Any, manifest: Any, answer: Any, turn: Any) -> CloudReply:
-        engine, seen = self._engine, self.seen
-
-        class Seeing:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(engine, name)
-
-            def rows_from(self, data: bytes) -> Any:
-                seen.append((json.loads(manifest.to_bytes()), data))
-                return engine.rows_from(data)
-
-        self._engine = Seeing()  # type: ignore[assignment]
-        try:
-            return super()._prefill_rows(opened, manifest, answer, turn)
-        finally:
-            self._engine = engine
-
-
-@pytest.fixture
-def seeing_rows(pair: Paired, tiny: Engine) -> SeeingRows:
-    honest = pair.service(tiny)
-    spy = SeeingRows.__new__(SeeingRows)
-    vars(spy).update(vars(honest))
-    spy.seen = []
-    return spy
+    pair.run(noised(sigma=1e-6, budget_epsilon=1e300), prompt("x"), tiny, curious)
+    pair.run(noised(sigma=5.0, subject="other"), prompt("x"), tiny, curious)
+    one, two = (tensor_bytes(cache) for _, cache in curious.caches)
+    assert one != two
 
 
 def sent_up(**noise: object) -> Policy:
@@ -314,12 +226,12 @@ def sent_up(**noise: object) -> Policy:
 
 
 def test_rows_that_travel_differ_in_the_last_private_token_alone(
-    pair: Paired, tiny: Engine, seeing_rows: SeeingRows, same_noise: None
+    pair: Paired, tiny: Engine, curious: CuriousCloud, same_noise: None
 ) -> None:
     """Same length, same injected noise: the manifest is byte for byte the same, and so is every other row."""
     for last in ("x", "y"):
-        pair.run(sent_up(), prompt(last), tiny, seeing_rows, max_new_tokens=2)
-    (one, one_rows), (two, two_rows) = seeing_rows.seen
+        pair.run(sent_up(), prompt(last), tiny, curious, max_new_tokens=2)
+    (one, one_rows), (two, two_rows) = curious.rows
     assert without_chance(one) == without_chance(two)
     assert (one["last_token"], one["sampling"], one["kind"]) == (None, None, "rows")
     width = tiny.row_bytes

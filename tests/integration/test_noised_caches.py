@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from splitinfer.cache.snapshot import CacheSnapshot
-from splitinfer.cloud import CloudService
 from splitinfer.errors import BudgetExceededError, CryptoParameterError, TransportError, UnsupportedCacheError
-from splitinfer.handoff import CloudReply, ReleasedTransfer, Reply, Segment
+from splitinfer.handoff import ReleasedTransfer, Reply, Segment
 from splitinfer.home.clips import ClipFile
 from splitinfer.model.engine import Engine
 from splitinfer.model.loading import load
@@ -27,6 +23,7 @@ from splitinfer.segments import note, public, question
 from splitinfer.transport.memory import MemoryTransport
 from tests.integration.conftest import CommandLine
 from tests.support import tiny_models
+from tests.support.curious_clouds import CuriousCloud, without_chance
 from tests.support.memory_clouds import Paired, policy_of
 from trust_models.policy import Policy
 
@@ -53,56 +50,6 @@ def prompt(last: str) -> list[Segment]:
     return [PUBLIC, note("The customer is Ana Paz."), question(f"Where does she live, {last}")]
 
 
-class SeeingService(CloudService):
-    """A curious cloud: keeps every decoded cache and the sealed manifest that came with it."""
-
-    seen: list[tuple[dict[str, Any], CacheSnapshot]]
-
-    def _decode(self, opened: Any, manifest: Any, answer: Any, turn: Any) -> CloudReply:
-        engine, seen = self._engine, self.seen
-
-        class Seeing:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(engine, name)
-
-            def decode(self, snapshot: CacheSnapshot, **named: Any) -> Any:
-                layers = tuple({name: x.clone() for name, x in layer.items()} for layer in snapshot.layers)
-                kept = CacheSnapshot(snapshot.layout, snapshot.true_tokens, layers)
-                seen.append((json.loads(manifest.to_bytes()), kept))
-                return engine.decode(snapshot, **named)
-
-        self._engine = Seeing()  # type: ignore[assignment]
-        try:
-            return super()._decode(opened, manifest, answer, turn)
-        finally:
-            self._engine = engine
-
-
-@pytest.fixture
-def seeing(pair: Paired, tiny_on_cloud: Engine) -> SeeingService:
-    honest = pair.service(tiny_on_cloud)
-    spy = SeeingService.__new__(SeeingService)
-    vars(spy).update(vars(honest))
-    spy.seen = []
-    return spy
-
-
-@pytest.fixture
-def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inject the same noise key in every run, and let the ledger believe that each is new."""
-    from splitinfer import noised_cache as module
-
-    class SameKey(module.NoiseKey):
-        count = 0
-
-        def __init__(self, randomness: Callable[[int], bytes]) -> None:  # noqa: ARG002
-            super().__init__(bytes)
-            SameKey.count += 1
-            self.digest = hashlib.sha256(bytes([SameKey.count])).hexdigest()
-
-    monkeypatch.setattr(module, "NoiseKey", SameKey)
-
-
 def changed_rows(one: CacheSnapshot, two: CacheSnapshot) -> set[int]:
     """Return the token rows in which two caches differ in any tensor."""
     found: set[int] = set()
@@ -119,10 +66,10 @@ def exact_cache(engine: Engine, segments: list[Segment]) -> CacheSnapshot:
 
 @pytest.mark.parametrize("policy", [clipped(), relative()], ids=["clipped", "relative"])
 def test_every_row_from_the_first_private_token_on_is_noised_in_every_tensor(
-    policy: Policy, pair: Paired, tiny: Engine, seeing: SeeingService
+    policy: Policy, pair: Paired, tiny: Engine, curious: CuriousCloud
 ) -> None:
-    pair.run(policy, prompt("x"), tiny, seeing)
-    cache, exact = seeing.seen[0][1], exact_cache(tiny, prompt("x"))
+    pair.run(policy, prompt("x"), tiny, curious)
+    cache, exact = curious.caches[0][1], exact_cache(tiny, prompt("x"))
     first = tiny.tokenize(prompt("x")).private_positions[0]
     for seen, own in zip(cache.layers, exact.layers, strict=True):
         for name, tensor in seen.items():
@@ -133,14 +80,12 @@ def test_every_row_from_the_first_private_token_on_is_noised_in_every_tensor(
 
 @pytest.mark.parametrize("policy", [clipped(), relative()], ids=["clipped", "relative"])
 def test_neighbours_differ_in_the_cache_alone(
-    policy: Policy, pair: Paired, tiny: Engine, seeing: SeeingService, same_noise: None
+    policy: Policy, pair: Paired, tiny: Engine, curious: CuriousCloud, same_noise: None
 ) -> None:
     for last in ("x", "y"):
-        pair.run(policy, prompt(last), tiny, seeing)
-    (one, one_cache), (two, two_cache) = seeing.seen
-    for manifest in (one, two):
-        manifest["log_checkpoint"] = manifest["session"]["session_id"] = ""
-    assert one == two
+        pair.run(policy, prompt(last), tiny, curious)
+    (one, one_cache), (two, two_cache) = curious.caches
+    assert without_chance(one) == without_chance(two)
     assert changed_rows(one_cache, two_cache)
     assert one["last_token"] == tiny.tokenize(prompt("x")).token_ids[-1]
     outcomes = [record for record in pair.records() if record["type"] == "outcome"]

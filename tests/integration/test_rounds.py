@@ -141,7 +141,7 @@ def test_a_cloud_that_offers_no_halves_refuses_sealed(pair: Paired, tiny: Engine
 def test_a_recipient_without_the_capability_is_refused(
     pair: Paired, tiny: Engine, tiny_on_cloud: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("splitinfer.exchange._VERBS", {"rounds": "rounds"})
+    monkeypatch.setattr("splitinfer.carrier._VERBS", {"rounds": "rounds"})
     monkeypatch.setattr("splitinfer.attestation.keyset.CAPABILITIES", ("decode", "prefill"))
     with pytest.raises(RecipientMismatchError, match="does not allow it to rounds"):
         pair.run(homomorphic(), PROMPT, tiny, RoundsCloud(pair, tiny_on_cloud).service())

@@ -34,7 +34,7 @@ MODES = ("sealed-prefill", "sealed-decode")
 @pytest.fixture(autouse=True)
 def patient_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine too, a device begins to send at once."""
-    monkeypatch.setattr("splitinfer.flow.PAUSE_SECONDS", float("inf"))
+    monkeypatch.setattr("splitinfer.ways.cloud_decode.PAUSE_SECONDS", float("inf"))
 
 
 class Watched:
@@ -193,7 +193,7 @@ def test_client_that_leaves_is_waited_for_and_giving_it_up_stops_the_prefill(
         # The step at the gate ended at its first layer.
         assert gate.arrived <= 4
         assert not any(tensor.any() for tensor in published)
-        assert not sides.service._model_lock.locked()
+        assert not sides.service._computing.lock.locked()
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefill")]
         watch.at_slab = lambda _: None
         assert sides.run().receipt is not None

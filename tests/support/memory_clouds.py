@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -38,6 +38,7 @@ EXACT_REMOTE_MODES = tuple(mode for mode in REMOTE_MODES if mode not in NOISED_M
 # The modes whose sampling the policy says, and no caller.
 STATED_MODES = tuple(mode for mode in NOISED_MODES if MODES[TrustMode(mode)].decode == "cloud")
 NOISE = {"adjacency": 2, "sigma": 0.01, "subject": "test", "budget_epsilon": 1e12}
+Service = TypeVar("Service", bound=CloudService)
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -102,10 +103,11 @@ class Paired:
         *,
         clock: Callable[[], float] = time.time,
         replica: Replica | None = None,
+        made: type[Service] = CloudService,
         **limits: Any,
-    ) -> CloudService:
-        """Make a cloud with the identity of the cloud folder, or with the replica given."""
-        return CloudService(
+    ) -> Service:
+        """Make a cloud, of this class, with the identity of the cloud folder, or with the replica given."""
+        return made(
             engine,
             replica or make_replica(self.cloud, clock=clock),
             allowed=lambda: allowed_devices(self.cloud),

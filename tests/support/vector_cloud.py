@@ -12,7 +12,7 @@ from splitinfer import codec
 from splitinfer.attestation.keyset import ReplicaKeys
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot
-from splitinfer.cloud import CloudService, service
+from splitinfer.cloud import CloudService, computing
 from splitinfer.errors import SplitInferError, TransportError
 from splitinfer.handoff import Numerics, Route
 from splitinfer.model.embeddings import Rows, rows_from
@@ -195,7 +195,7 @@ def watch_sinks(monkeypatch: pytest.MonkeyPatch) -> list[WatchedSink]:
         sinks.append(WatchedSink(make_cache(*layout, **counts)))
         return sinks[-1]
 
-    monkeypatch.setattr(service, "TokenSink", tokens)
-    monkeypatch.setattr(service, "RowSink", rows)
+    monkeypatch.setattr(computing, "TokenSink", tokens)
+    monkeypatch.setattr(computing, "RowSink", rows)
     monkeypatch.setattr(codec, "sink", cache)
     return sinks

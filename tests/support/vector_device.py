@@ -7,9 +7,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from splitinfer.asks import Ask
 from splitinfer.attestation.appraise import appraise
 from splitinfer.egress.gate import Intent, Permit
-from splitinfer.exchange import Ask, Exchange
+from splitinfer.exchange import Exchange
 from splitinfer.handoff import ReleasedTransfer, Reply, Route
 from splitinfer.receive.tokens import TOKEN_BYTES, token_slab
 from splitinfer.sealing.manifest import RequestManifest

@@ -20,7 +20,7 @@ from splitinfer.receive.checks import CHECKS
 from splitinfer.sealing import frames, receipt, stream, transfer
 from trust_models.modes import MODES
 from trust_models.policy import load_builtin
-from trust_models.schema import _MAX_VERIFY_ROWS
+from trust_models.values import MAX_VERIFY_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -298,7 +298,7 @@ NUMBERS = [
     f"receipt {receipt.RECEIPT_BYTES:,} bytes",
     f"floor {schedule.GROUP_TOKENS}, Padme, multiples of {schedule.GROUP_TOKENS}",
     f"at most 2^{stream.MAX_CHUNKS.bit_length() - 1} chunks a key",
-    f"k = {load_builtin('public-prefix').transfer.verify_rows} in the built-in policy, {_MAX_VERIFY_ROWS} at most",
+    f"k = {load_builtin('public-prefix').transfer.verify_rows} in the built-in policy, {MAX_VERIFY_ROWS} at most",
 ]
 
 

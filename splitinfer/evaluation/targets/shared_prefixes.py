@@ -43,6 +43,6 @@ class SharedCloud(CloudService):
 
     def __init__(self, engine: Engine, *given: Any, **asked: Any) -> None:
         super().__init__(engine, *given, **asked)
-        self._prefixes = SharedPrefixes(
+        self._computing.prefixes = SharedPrefixes(
             PrefixLimits(), model=engine.identity, numerics=engine.numerics, randomness=secrets.token_bytes
         )
