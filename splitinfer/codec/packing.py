@@ -1,6 +1,6 @@
 """Codes of 4, 5, 6 or 8 bits, one a byte <-> packed bytes; pure functions on flat uint8 tensors; both sides.
 
-The parts of a byte come from far apart (the halves, quarters or eighths of the codes), so that whole vectors are shifted:
+The parts of a byte come from far apart (halves, quarters, eighths of the codes), so that whole vectors are shifted:
 
     4 bits: halves a, b            byte i = a[i] | b[i] << 4
     5 bits: the lower four as above, then the upper one of eighths a, ..., h

@@ -135,7 +135,7 @@ class QuantisedCoder:
         return scales, minima, slab[split:]
 
     def _group_scratch(self, block: _Block) -> torch.Tensor:
-        """Return float32 memory [3, ...] for what is computed of every group: taking it anew costs a tenth of a slab."""
+        """Return float32 memory [3, ...] for what is computed of every group: new memory costs a tenth of a slab."""
         shape = [size for axis, size in enumerate(block.elements.shape) if axis != block.axis]
         count = 3 * math.prod(shape)
         if self._extremes.numel() < count:

@@ -179,7 +179,7 @@ def test_a_fault_in_a_slab_is_told_at_the_end_and_wipes(name: str) -> None:
     data[0:2] = b"\x00\x7e"
     sink = new_sink(LAYOUT, name, 8, 64, len(data))
     slab = fill(sink, bytes(data))
-    with pytest.raises(LayoutMismatchError, match="layer 0, keys: a (scale|first row)"):
+    with pytest.raises(LayoutMismatchError, match=r"layer 0, keys: a (scale|first row)"):
         sink.finish()
     assert not any(slab)
 

@@ -1,4 +1,4 @@
-"""Rules of first rows that stand as they are: kept, out of the others' groups, and refused where no sender writes them."""
+"""Rules of first rows that stand as they are: kept, out of the others' groups, refused where no sender writes them."""
 
 from __future__ import annotations
 
