@@ -56,7 +56,8 @@ evaluate-noise: $(STAMP)  ## the long study of noise: leakage and utility over s
 		--sigma 0.3 --sigma 0.5 --sigma 1 --out build/evaluation-noise
 
 bench-homomorphic: $(STAMP)  ## homomorphic and masked against their marks; exits 1 where one is missed
-	$(BIN)/python benchmarks/homomorphic.py; missed=$$?; $(BIN)/python benchmarks/masked.py && exit $$missed
+	$(BIN)/python benchmarks/homomorphic.py --keep; halves=$$?; $(BIN)/python benchmarks/masked.py; masked=$$?; \
+		$(BIN)/python benchmarks/served_rounds.py && exit $$((halves | masked))
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

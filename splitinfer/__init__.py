@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from splitinfer.answer import Answer
     from splitinfer.errors import SplitInferError
     from splitinfer.handoff import SamplingParams, Segment
+    from splitinfer.joint.offline import prepare_pool
     from splitinfer.segments import answered, document, message, note, private, public, question
     from splitinfer.session import Session
 
@@ -32,6 +33,7 @@ __all__ = [
     "document",
     "message",
     "note",
+    "prepare_pool",
     "private",
     "public",
     "question",
@@ -42,6 +44,7 @@ _HOMES = {
     "SamplingParams": "splitinfer.handoff",
     "Segment": "splitinfer.handoff",
     "Session": "splitinfer.session",
+    "prepare_pool": "splitinfer.joint.offline",
     "SplitInferError": "splitinfer.errors",
     **dict.fromkeys(
         ("answered", "document", "message", "note", "private", "public", "question"), "splitinfer.segments"

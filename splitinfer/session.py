@@ -87,7 +87,9 @@ class Session:
         folder = home if isinstance(home, Home) else Home.find(str(home) if home else None)
         remote = _remote(rules, folder)
         pin = rules.model.weights_sha256
-        engine = engine or load_engine(rules.model.source, home=folder, expected=pin)
+        engine = engine or load_engine(
+            rules.model.source, home=folder, expected=pin, matrices=_computes_with_matrices(rules)
+        )
         if pin is not None and engine.identity.weights_sha256 != pin:
             found = engine.identity.weights_sha256
             raise ModelMismatchError(f"the policy pins the weights {pin}, the engine given has {found}")
@@ -201,14 +203,23 @@ class AnswerStream:
         self._pieces.close()
 
 
-def load_engine(source: str, *, home: Home, expected: str | None = None) -> Engine:
-    """Load a model with its digests cached in the state folder; raises ModelError kinds, UnsupportedCacheError."""
-    return Engine(load(source, expected_weights_sha256=expected, digest_cache=DigestCache(home.digests)))
+def load_engine(source: str, *, home: Home, expected: str | None = None, matrices: bool = True) -> Engine:
+    """Load a model with its digests cached in the state folder; raises ModelError kinds, UnsupportedCacheError.
+
+    Without `matrices` only its embeddings, norms and biases take memory (see `model.loading.load`).
+    """
+    cache = DigestCache(home.digests)
+    return Engine(load(source, expected_weights_sha256=expected, digest_cache=cache, matrices=matrices))
 
 
 def load_artefact(engine: Engine, *, home: Home) -> Artefact | None:
     """Return the artefact of calibrated codecs for this model, or None; raises ArtefactError for a malformed one."""
     return find_artefact(Held(home, engine.directory), engine.identity)
+
+
+def _computes_with_matrices(policy: Policy) -> bool:
+    """Tell whether the device may ever apply a large matrix: not where the cloud does; it cannot take over then."""
+    return policy.mode is not TrustMode.HOMOMORPHIC or policy.homomorphic.linear == "device"
 
 
 def _require_codec(

@@ -63,9 +63,10 @@ def _work(rank: int, recipe: Recipe, out: Path, stop: int) -> None:
                 if trainer.step % _CHECKPOINT_STEPS == 0 or trainer.step == stop:
                     trainer.save(checkpoint)
         if rank == 0:
-            _say(log, f"digest after {trainer.step} steps: {digest(trainer.network)}")
-            export(trainer.network, tokenizer, out / "bfloat16", dtype=torch.bfloat16)
-            export(trainer.network, tokenizer, out / "float32", dtype=torch.float32)
+            result = trainer.result()
+            _say(log, f"digest after {trainer.step} steps: {digest(result)}")
+            export(result, tokenizer, out / "bfloat16", dtype=torch.bfloat16)
+            export(result, tokenizer, out / "float32", dtype=torch.float32)
     if recipe.processes > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -5,8 +5,9 @@ Read by `explain`, which has the sections that all modes share.
 
 from __future__ import annotations
 
+from trust_models.measured import Measurement, measurements
 from trust_models.modes import TrustMode
-from trust_models.rounds import PROFILE_TEXTS, SECONDS_A_TOKEN
+from trust_models.rounds import PROFILE_TEXTS, Homomorphic
 from trust_models.schema import Policy
 
 __all__ = ["ROUNDS_LEAVES", "ROUNDS_READERS", "ROUNDS_TURNS", "rounds_encoding", "rounds_fallback", "rounds_learns"]
@@ -72,15 +73,26 @@ def rounds_encoding(policy: Policy) -> str:
         f"CKKS, profile {rules.profile}: {PROFILE_TEXTS[rules.profile]}. Numbers are approximate, so that the answer "
         "can be another than in mode local, and is never called exact."
     )
+    measured = measurements()
     if rules.linear == "device":
-        return text
-    seconds = SECONDS_A_TOKEN * rules.max_prompt_tokens
+        found = measured["public prefix" if rules.public == "plaintext" else "encrypted prefix"]
+        return f"{text} {_seconds(found, rules)}"
+    found = measured["linear layers too"]
     return (
-        f"{text} The large matrices are applied by the recipient, to the prompt too, one token at a time: about "
-        f"{SECONDS_A_TOKEN:g} s a token for the embedded model on two cores, so up to {seconds:.0f} s before the "
-        f"answer begins (prompts above {rules.max_prompt_tokens} tokens are refused), and more in proportion to the "
-        "weights of a larger model."
+        f"{text} The large matrices are applied by the recipient, to the prompt too, one token at a time. "
+        f"{_seconds(found, rules)} At that, up to {found.seconds_a_token * rules.max_prompt_tokens:.0f} s pass before "
+        f"the answer begins (prompts above {rules.max_prompt_tokens} tokens are refused). A larger model takes longer "
+        "in proportion to its weights."
     )
+
+
+def _seconds(found: Measurement, rules: Homomorphic) -> str:
+    """Say what a token took, and on what that was measured."""
+    text = (
+        f"Measured: {found.seconds_a_token:g} s a token, with the {found.model} model, profile {found.profile} and a "
+        f"prefix of {found.prefix_tokens} tokens, on {found.conditions}."
+    )
+    return text if rules.profile == found.profile else f"{text} Profile {rules.profile} was not measured."
 
 
 def rounds_fallback(policy: Policy) -> str:

@@ -8,10 +8,7 @@ from pydantic import AfterValidator
 
 from trust_models.section import Section, refuse
 
-__all__ = ["PROFILE_TEXTS", "SECONDS_A_TOKEN", "Homomorphic", "Masked"]
-
-# With `linear = "cloud"`: the embedded model on two cores, from `make bench-homomorphic`, rounded up.
-SECONDS_A_TOKEN = 1.5
+__all__ = ["PROFILE_TEXTS", "Homomorphic", "Masked"]
 
 _MIN_PROMPT, _MAX_PROMPT = 2, 4096
 _MIN_POOL_BYTES = 1024 * 1024

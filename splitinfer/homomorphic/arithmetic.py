@@ -78,7 +78,11 @@ class Arithmetic:
         return self._rotated(ciphertext, step) if step else ciphertext
 
     def products(self, ciphertexts: Sequence[Ciphertext], operands: Sequence[Operand]) -> Ciphertext | None:
-        """Return the sum of products pair by pair, relinearised once; None where every operand is zero."""
+        """Return the sum of products pair by pair, finished once; None where every operand is zero.
+
+        Finished is relinearised, and rescaled where the parameters have a prime for it: in this order, since rescaling
+        rounds the part that the squared key multiplies, which cost two digits.
+        """
         encrypted = plain = None
         for ciphertext, operand in zip(ciphertexts, operands, strict=True):
             if operand.value is None:
@@ -89,7 +93,10 @@ class Arithmetic:
                 plain = self._add_product(plain, self._evaluator.multiply_plain, ciphertext, operand.value)
         if encrypted is not None:
             self._relinearise(encrypted)
-        return self.sum([encrypted, plain])
+        total = self.sum([encrypted, plain])
+        if total is not None and self.parameters.is_rescaled:
+            self._evaluator.rescale_to_next_inplace(total)
+        return total
 
     def _add_product(self, total: Ciphertext | None, multiply: Any, left: Ciphertext, right: Any) -> Ciphertext:
         product = sealapi.Ciphertext()
@@ -116,9 +123,3 @@ class Arithmetic:
             elif ciphertext is not None:
                 self._evaluator.add_inplace(total, ciphertext)
         return total
-
-    def finish(self, ciphertext: Ciphertext) -> Ciphertext:
-        """Rescale a sum of products, in place, where the parameters have a prime for it."""
-        if self.parameters.is_rescaled:
-            self._evaluator.rescale_to_next_inplace(ciphertext)
-        return ciphertext

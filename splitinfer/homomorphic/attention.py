@@ -73,6 +73,17 @@ class DeviceAttention:
         for at in range(0, len(keys), size):
             self._upload(layer, keys[at : at + size], values[at : at + size], is_public=is_public)
 
+    def keep(self, layer: int, keys: Rows, values: Rows) -> None:
+        """Keep a prefix's last rows here in the clear, as the tail begins; fewer than a tile, after what is loaded.
+
+        Raises LayoutMismatchError for more, CryptoParameterError for values that cannot be encoded.
+        """
+        held = self._layers[layer]
+        if len(held.keys) + len(keys) >= self._plan.tile_tokens or len(keys) != len(values):
+            raise LayoutMismatchError(f"a tail has fewer than {self._plan.tile_tokens} tokens; load whole tiles")
+        held.keys.extend(require_finite("keys", keys))
+        held.values.extend(require_finite("values", values))
+
     def seal_tail(self) -> None:
         """Encrypt and upload the tokens that are here in the clear, a padded tile a layer."""
         for layer, held in enumerate(self._layers):

@@ -19,19 +19,27 @@ _RECORD_BYTES = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Tokens whose cache the cloud holds: public ones in the clear, private ones encrypted, and as many new ones."""
+    """Tokens of a run: public ones whose cache lies at the cloud in the clear, private ones, and as many new ones.
+
+    Private ones are encrypted, in whole tiles where public ones lie there: what is left over begins the tail then, so
+    that a short question after a public text makes no tile of its own.
+    """
 
     public_tokens: int
     private_tokens: int
     new_tokens: int
 
+    def kept_tokens(self, plan: AttentionPlan) -> int:
+        """Return how many of the prompt's last tokens stay on the device until a tile is full."""
+        return self.private_tokens % plan.tile_tokens if self.public_tokens else 0
+
     def prompt_tiles(self, plan: AttentionPlan) -> int:
         """Return how many tiles the prompt fills."""
-        return plan.tiles(self.public_tokens) + plan.tiles(self.private_tokens)
+        return plan.tiles(self.public_tokens) + plan.tiles(self.private_tokens - self.kept_tokens(plan))
 
     def all_tiles(self, plan: AttentionPlan) -> int:
         """Return how many tiles there are at most when the answer is done."""
-        return self.prompt_tiles(plan) + plan.tiles(self.new_tokens)
+        return self.prompt_tiles(plan) + plan.tiles(self.kept_tokens(plan) + self.new_tokens)
 
 
 def bytes_up_bound(

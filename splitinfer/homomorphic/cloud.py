@@ -68,18 +68,17 @@ class CloudHalf:
         return record.reply(blobs)
 
     def partial(self, record: Record, share: Share) -> tuple[bytes, ...]:
-        """Compute a share of a product; the sums come back unfinished, empty where there is nothing to add."""
+        """Compute a share of a product; a sum is empty where there is nothing to add."""
         return tuple(b"" if one is None else to_bytes(one) for one in self._compute(record, share))
 
     def combine(self, record: Record, others: Sequence[Callable[[], Sequence[bytes]]]) -> Record:
-        """Compute share 0, add the other processes' shares, and finish."""
+        """Compute the last share, the heaviest one, and add those of the other processes, which have yet to travel."""
         arithmetic = self._session.arithmetic
-        sums = self._compute(record, (0, len(others) + 1))
+        sums = self._compute(record, (len(others), len(others) + 1))
         for other in others:
             loaded = [self._sum(blob) if blob else None for blob in other()]
             sums = [arithmetic.sum(pair) for pair in zip(sums, loaded, strict=True)]
-        blobs = tuple(b"" if one is None else to_bytes(arithmetic.finish(one)) for one in sums)
-        return record.reply(blobs)
+        return record.reply(tuple(b"" if one is None else to_bytes(one) for one in sums))
 
     @property
     def _session(self) -> _Session:

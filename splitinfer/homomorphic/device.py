@@ -89,6 +89,11 @@ class DeviceHalf:
         with self._session():
             self._attention.load(layer, keys, values, is_public=is_public)
 
+    def keep(self, layer: int, keys: Rows, values: Rows) -> None:
+        """Keep a prefix's last rows on the device; as `DeviceAttention.keep`."""
+        with self._session():
+            self._attention.keep(layer, keys, values)
+
     def seal_tail(self) -> None:
         """Encrypt and upload what is here in the clear; as `DeviceAttention.seal_tail`."""
         with self._session():

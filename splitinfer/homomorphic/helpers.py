@@ -49,7 +49,7 @@ class SharedCloud:
             self._tell(record)
             return reply
         while len(self._helpers) < self._processes - 1:
-            self._helpers.append(self._fork(len(self._helpers) + 1))
+            self._helpers.append(self._fork(len(self._helpers)))
         self._tell(record)
         return self._cloud.combine(record, [partial(self._reply, helper) for helper in self._helpers])
 

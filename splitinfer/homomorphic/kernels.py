@@ -1,8 +1,8 @@
-"""The three products of the cloud: scores, outputs, linear layers; ciphertexts in, unfinished ciphertexts out.
+"""The three products of the cloud: scores, outputs, linear layers; ciphertexts in, ciphertexts out.
 
-Each is a baby-step giant-step sum over diagonals. `giants` restricts a product to some of the giant steps, so that
-several processes can share one; the sums that they return are added, and only then rescaled. Nothing here sums over
-slots: the device does that after decryption, where it costs nothing.
+Each is a baby-step giant-step sum over diagonals. A Share restricts a product to some of the giant steps, so that
+several processes can share one; the sums that they return are added. Giant steps rotate what was rescaled already,
+which takes half the time. Nothing here sums over slots: the device does that after decryption, where it costs nothing.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ giant (keys) or baby (values) step that the cloud turns them back by.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,8 +21,9 @@ Slots: TypeAlias = NDArray[np.complex128]
 Rows: TypeAlias = NDArray[np.floating[Any]]
 
 
+@lru_cache(maxsize=8)
 def _heads(plan: AttentionPlan) -> NDArray[np.int64]:
-    """Return the query head at [query, row]; -1 where there is none."""
+    """Return the query head at [query, row]; -1 where there is none. Read only."""
     group, replication = plan.shape.group, plan.replication
     found = np.full((plan.cache_blocks, plan.query_groups, plan.rows), -1)
     for row in range(plan.shape.kv_heads * replication):

@@ -92,10 +92,11 @@ def _level(table: dict[int, tuple[int, int, int]], parameters: Parameters) -> in
     return max((level for level, limit in zip(_LEVELS, limits, strict=True) if total <= limit), default=0)
 
 
-# The special prime gets the spare bits: equal primes make the noise of rotations ten times larger.
+# The special prime gets the spare bits: equal primes make the noise of rotations ten times larger. What is divided away
+# is less than half of the rest, since a product is rotated at the scale that is left.
 PROFILES = MappingProxyType(
     {
-        "balanced": Parameters("balanced", 4096, (35, 34, 40), 31, 30, 31, 30),
+        "balanced": Parameters("balanced", 4096, (37, 32, 40), 31, 30, 31, 30),
         "accurate": Parameters("accurate", 8192, (60, 40, 60), 40, 40, 40, 40),
         "fast": Parameters("fast", 4096, (52, 57), 22, 22, 25, 19, is_approximate=True),
     }

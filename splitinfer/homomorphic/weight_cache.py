@@ -1,6 +1,6 @@
 """Encoded matrices on disk, so that a later session need not encode them again; runs in the cloud, its own files.
 
-One file a matrix, named by the weights' digest, profile, layer and operation:
+One file a matrix, named by the weights' digest, profile, layer, operation and plan:
 
     file = SHA-256 of the rest, 32 || row factors, 8 bytes each || for every diagonal its length, 4, and SEAL's bytes
 
@@ -41,7 +41,7 @@ class WeightCache:
     def load(self, arithmetic: Arithmetic, key: tuple[int, Operation], plan: LinearPlan) -> EncodedLinear | None:
         """Return a matrix as it was kept; None where it was not, or the file is damaged or of another plan."""
         try:
-            data = self._path(arithmetic, key).read_bytes()
+            data = self._path(arithmetic, key, plan).read_bytes()
         except OSError:
             return None
         body, outputs = memoryview(data)[_DIGEST_BYTES:], plan.shape.outputs
@@ -62,7 +62,7 @@ class WeightCache:
             data = b"" if operand.value is None else to_bytes(operand.value)
             parts += [_LENGTH.pack(len(data)), data]
         body = b"".join(parts)
-        path = self._path(arithmetic, key)
+        path = self._path(arithmetic, key, linear.plan)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -74,10 +74,10 @@ class WeightCache:
             with suppress(OSError):
                 temporary.unlink()
 
-    def _path(self, arithmetic: Arithmetic, key: tuple[int, Operation]) -> Path:
-        layer, operation = key
-        profile = arithmetic.parameters.profile
-        return self._folder / f"{self._weights_sha256}-{profile}-{layer}-{operation.name.lower()}"
+    def _path(self, arithmetic: Arithmetic, key: tuple[int, Operation], plan: LinearPlan) -> Path:
+        (layer, operation), profile = key, arithmetic.parameters.profile
+        turns = f"{plan.rows}x{plan.diagonals}x{plan.babies}"
+        return self._folder / f"{self._weights_sha256}-{profile}-{layer}-{operation.name.lower()}-{turns}"
 
 
 def _operands(arithmetic: Arithmetic, body: memoryview) -> Iterator[Operand]:

@@ -60,10 +60,11 @@ class HomomorphicWork:
             )
         model, parameters = engine.layerwise(), parameters_for(rules.profile)
         shape = AttentionShape(len(model.layers), model.heads, model.kv_heads, model.head_dim)
-        public = min(prompt.leading_public_tokens, held) if rules.public == "plaintext" else 0
-        plan = plan_attention(
-            shape, slots=parameters.slots, tokens=max(held, 1), is_encrypted=not (held and public == held)
-        )
+        # A prompt that is computed at the cloud is so under encryption, its public text too.
+        is_in_clear = rules.public == "plaintext" and rules.linear == "device"
+        public = min(prompt.leading_public_tokens, held) if is_in_clear else 0
+        # Where a public text leads, the private rest is short or fills tiles of its own.
+        plan = plan_attention(shape, slots=parameters.slots, tokens=public or max(held, 1), is_encrypted=not public)
         return cls(
             rules=rules,
             engine=engine,
@@ -120,10 +121,13 @@ class HomomorphicWork:
             yield step
 
     def _upload(self, half: DeviceHalf, cache: CacheSnapshot) -> None:
-        public = self.growth.public_tokens
+        public, kept = self.growth.public_tokens, self.growth.kept_tokens(self.plan)
         for layer, (keys, values) in enumerate(cached_rows(cache)):
+            whole = len(keys) - kept
             half.load(layer, keys[:public], values[:public], is_public=True)
-            half.load(layer, keys[public:], values[public:])
+            half.load(layer, keys[public:whole], values[public:whole])
+            # Copies: the snapshot is wiped, or goes on in another run.
+            half.keep(layer, keys[whole:].copy(), values[whole:].copy())
 
     def _prefill(self, half: DeviceHalf, linear: Linear) -> None:
         for position, token_id in enumerate(self.token_ids[:-1]):
@@ -134,4 +138,4 @@ class HomomorphicWork:
 
 
 def _shapes(engine: Engine) -> dict[tuple[int, Operation], LinearShape]:
-    return {key: LinearShape(*matrix.shape) for key, matrix in engine.operations().items()}
+    return {key: LinearShape(*shape) for key, shape in engine.operation_shapes().items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from splitinfer.cache.growing import GrowingCache
 from splitinfer.cache.snapshot import CacheSnapshot, layout_of
+from splitinfer.errors import UsageError
 from splitinfer.handoff import CacheLayout, ModelIdentity, Numerics, PromptTokens, SamplingParams, Segment
 from splitinfer.model import layerwise, prompt
 from splitinfer.model.decode import Decoder, FinishReason
@@ -28,6 +29,7 @@ from splitinfer.model.embeddings import (
 from splitinfer.model.layerwise import LayerwiseModel
 from splitinfer.model.layerwise import Rows as MatrixRows
 from splitinfer.model.loading import LoadedModel
+from splitinfer.model.outer import loaded_names
 from splitinfer.model.prefill import burn, prefill
 from splitinfer.model.public_study import PublicStudy, study_public_text
 from splitinfer.model.start_prefill import start_prefill
@@ -92,7 +94,7 @@ class Engine:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._layout = layout_of(loaded.model)
+        self._layout = loaded.layout or layout_of(loaded.model)
         self._written: LayerwiseModel | None = None
         self._matrices: dict[tuple[int, str], MatrixRows] = {}
         self._sees_only_embeddings = False
@@ -192,6 +194,7 @@ class Engine:
 
         With `rows`, one for each token of the prompt, the model sees those and no id.
         """
+        self._require_matrices()
         snapshot = prefill(
             self._loaded.model,
             token_ids,
@@ -222,6 +225,7 @@ class Engine:
         Until it is over, `guard` keeps other uses of this engine out of its steps; without one nothing else may run.
         With `rows`, one for each token of the prompt, the model sees those and no id.
         """
+        self._require_matrices()
         return start_prefill(
             self._loaded.model,
             token_ids,
@@ -239,10 +243,12 @@ class Engine:
 
     def burn(self, tokens: int) -> None:
         """Spend the time of `tokens` padding tokens and keep nothing; not counted as prefilled."""
+        self._require_matrices()
         burn(self._loaded.model, tokens, ends_early=self._loaded.prefill_ends_early)
 
     def decode(self, snapshot: CacheSnapshot, *, last_token: int, params: SamplingParams) -> Decoding:
         """Continue from the snapshot with the prompt's last token; raises as `decode.Decoder` does."""
+        self._require_matrices()
         stream = self.text_stream(params.stop)
         decoder = Decoder(
             self._loaded.model,
@@ -261,12 +267,30 @@ class Engine:
 
     def matrices(self) -> dict[tuple[int, str], MatrixRows]:
         """Return the large matrices of that step by layer and name; raises UnsupportedModelError."""
+        self._require_matrices()
         self._matrices = self._matrices or layerwise.matrices(self._loaded.model)
         return self._matrices
 
     def operations(self) -> dict[tuple[int, Operation], MatrixRows]:
         """Return the same by layer and operation."""
         return {(layer, Operation[name.upper()]): matrix for (layer, name), matrix in self.matrices().items()}
+
+    def operation_shapes(self) -> dict[tuple[int, Operation], tuple[int, int]]:
+        """Return [outputs, inputs] of each of them, which need not be loaded; raises UnsupportedModelError."""
+        shapes = layerwise.matrix_shapes(self._loaded.model).items()
+        return {(layer, Operation[name.upper()]): shape for (layer, name), shape in shapes}
+
+    @property
+    def loaded_names(self) -> tuple[str, ...]:
+        """Return the names of the parameters that are in memory, sorted."""
+        return loaded_names(self._loaded.model)
+
+    def _require_matrices(self) -> None:
+        if not self._loaded.has_matrices:
+            raise UsageError(
+                "this model was loaded without its large matrices, for a policy whose cloud applies them; load it anew "
+                "to compute with it here"
+            )
 
     def decode_by(self, step: Step, *, last_token: int, position: int, params: SamplingParams) -> Decoding:
         """Decode with a step of which parts are computed elsewhere (see `stepwise.StepwiseDecoder`)."""

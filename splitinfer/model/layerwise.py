@@ -30,6 +30,8 @@ __all__ = [
     "cached_rows",
     "layerwise",
     "matrices",
+    "matrix_shapes",
+    "require_llama_like",
 ]
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -157,7 +159,7 @@ _PARTS = {
 def layerwise(model: PreTrainedModel) -> LayerwiseModel:
     """Return what the step needs of a loaded model; raises UnsupportedModelError, naming what is not Llama-like."""
     config = model.config.get_text_config()
-    _require_llama_like(config)
+    require_llama_like(config)
     base, attention = model.base_model, model.base_model.layers[0].self_attn
     return LayerwiseModel(
         heads=config.num_attention_heads,
@@ -179,7 +181,7 @@ def matrices(model: PreTrainedModel) -> dict[tuple[int, str], Rows]:
     Raises UnsupportedModelError as `layerwise` does.
     """
     config = model.config.get_text_config()
-    _require_llama_like(config)
+    require_llama_like(config)
     found = {
         (index, name): np.concatenate([_array(layer.get_submodule(part).weight) for part in parts])
         for index, layer in enumerate(model.base_model.layers)
@@ -190,7 +192,22 @@ def matrices(model: PreTrainedModel) -> dict[tuple[int, str], Rows]:
     return found
 
 
-def _require_llama_like(config: PreTrainedConfig) -> None:
+def matrix_shapes(model: PreTrainedModel) -> dict[tuple[int, str], tuple[int, int]]:
+    """Return [outputs, inputs] of the same matrices, which need not be loaded; raises as `matrices`."""
+    config = model.config.get_text_config()
+    require_llama_like(config)
+    found = {}
+    for index, layer in enumerate(model.base_model.layers):
+        for name, parts in _PARTS.items():
+            shapes = [layer.get_submodule(part).weight.shape for part in parts]
+            found[index, name] = (sum(shape[0] for shape in shapes), shapes[0][1])
+    if not config.tie_word_embeddings:
+        found[len(model.base_model.layers), "head"] = tuple(model.get_output_embeddings().weight.shape)
+    return found
+
+
+def require_llama_like(config: PreTrainedConfig) -> None:
+    """Raise UnsupportedModelError, naming what is not Llama-like, for a model whose step is not written out."""
     if config.model_type not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"a step of {config.model_type!r} is not written out; supported are {', '.join(ARCHITECTURES)}"

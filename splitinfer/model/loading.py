@@ -17,8 +17,9 @@ from transformers.utils import logging as transformers_logging
 from splitinfer import embedded
 from splitinfer.cache.live import require_cache_travels
 from splitinfer.errors import ModelMismatchError, ModelNotFoundError, UnsupportedModelError
-from splitinfer.handoff import ModelIdentity, Numerics
+from splitinfer.handoff import CacheLayout, ModelIdentity, Numerics
 from splitinfer.model.identity import DigestCache, identify, read_json, weight_files
+from splitinfer.model.outer import load_outer
 from splitinfer.model.probe import prefill_ends_early
 
 __all__ = ["LoadedModel", "load", "resolve_source"]
@@ -31,7 +32,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class LoadedModel:
     """A model ready to compute, in eval mode without gradients, and what it is.
 
-    `prefill_ends_early` tells whether its forwards may end where the cache is complete; tried out at load.
+    `prefill_ends_early` tells whether its forwards may end where the cache is complete; tried out at load. `layout` is
+    known where only the outer parts were loaded: embeddings, norms and biases, with which no forward can run.
     """
 
     model: PreTrainedModel
@@ -42,6 +44,12 @@ class LoadedModel:
     eos_token_ids: frozenset[int]
     directory: Path
     prefill_ends_early: bool = False
+    layout: CacheLayout | None = None
+
+    @property
+    def has_matrices(self) -> bool:
+        """Tell whether the whole model was loaded."""
+        return self.layout is None
 
 
 def resolve_source(source: str) -> Path:
@@ -72,9 +80,11 @@ def load(
     threads: int = 1,
     dtype: str = "float32",
     digest_cache: DigestCache | None = None,
+    matrices: bool = True,
 ) -> LoadedModel:
     """Load the model on the CPU, computing in `dtype` with `threads` threads.
 
+    Without `matrices` only its embeddings, norms and biases are loaded, for a run whose matrices the cloud applies.
     Raises ModelNotFoundError, UnsupportedModelError, UnsupportedCacheError, and ModelMismatchError where the weights
     are not the expected ones or changed while they were loaded.
     """
@@ -86,7 +96,7 @@ def load(
     identity = identify(directory, cache=digest_cache)
     _check_pin(identity, expected_weights_sha256)
     torch.set_num_threads(threads)
-    model = _load_model(directory, _DTYPES[dtype])
+    model, layout = _load_model(directory, _DTYPES[dtype], matrices=matrices)
     tokenizer = _load_tokenizer(directory)
     if _stats(directory) != before:
         raise ModelMismatchError("the model's files changed while they were loaded; load it again")
@@ -99,7 +109,8 @@ def load(
         max_positions=_max_positions(model),
         eos_token_ids=_eos_token_ids(model, tokenizer),
         directory=directory,
-        prefill_ends_early=prefill_ends_early(model),
+        prefill_ends_early=matrices and prefill_ends_early(model),
+        layout=layout,
     )
 
 
@@ -129,10 +140,13 @@ def _stats(directory: Path) -> list[tuple[str, int, int, int, int, int]]:
     return [(name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
 
 
-def _load_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(directory: Path, dtype: torch.dtype, *, matrices: bool) -> tuple[PreTrainedModel, CacheLayout | None]:
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(os.fspath(directory), local_files_only=True, trust_remote_code=False)
+            if not matrices:
+                with _LOADING:
+                    return load_outer(directory, config, dtype)
             try:
                 model = _from_pretrained(directory, config, dtype, "sdpa")
             except ValueError:
@@ -140,7 +154,7 @@ def _load_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
                 model = _from_pretrained(directory, config, dtype, "eager")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UnsupportedModelError("transformers cannot load this directory as a causal language model") from error
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval(), None
 
 
 def _from_pretrained(directory: Path, config: object, dtype: torch.dtype, attention: str) -> PreTrainedModel:

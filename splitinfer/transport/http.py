@@ -12,7 +12,7 @@ import select
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -304,5 +304,8 @@ def _foreign_errors() -> Iterator[None]:
         raise TransportError("TLS with the cloud failed; it must speak TLS 1.3") from None
     except (ConnectionError, OSError) as error:
         raise TransportError(f"{_LOST} or could not be made ({type(error).__name__})") from None
+    except IncompleteRead:
+        # A body in chunks that ends without its last chunk: the cloud closed inside a session.
+        raise TransportError(f"{_LOST}: the reply was closed before its end") from None
     except (HTTPException, ValueError):
         raise TransportError(_NOT_OURS) from None

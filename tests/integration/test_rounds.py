@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from splitinfer.answer import Answer
@@ -14,6 +16,7 @@ from splitinfer.cloud.halves import make_halves
 from splitinfer.egress.verification import verify
 from splitinfer.errors import (
     AuthenticationError,
+    CryptoParameterError,
     MasksExhaustedError,
     PromptTooLongError,
     RecipientMismatchError,
@@ -30,12 +33,14 @@ from splitinfer.home.mask_marks import MarkFiles
 from splitinfer.joint.offline import prepare_pool
 from splitinfer.masking.pool import MaskPool
 from splitinfer.model.engine import Engine
+from splitinfer.model.layerwise import LayerwiseModel
 from splitinfer.model.loading import load
 from splitinfer.rounds import Operation, Record
 from splitinfer.segments import note, public, question
 from splitinfer.session import Session
 from tests.integration.conftest import CommandLine
 from tests.support import tiny_models
+from tests.support.http_exchange import served
 from tests.support.memory_clouds import Paired, policy_of
 from tests.support.processes import CloudProcess, run_cli
 from tests.support.rounds import MASKED, Change, RoundsCloud, homomorphic
@@ -89,10 +94,30 @@ def test_linear_layers_at_the_cloud_give_the_tokens_of_local(pair: Paired, tiny:
     halves = make_halves(tiny_on_cloud, marks=MarkFiles(pair.cloud), processes=1)
     policy, prompt = homomorphic(linear="cloud"), [question("Hi")]
     expected = pair.run("local", prompt, tiny, max_new_tokens=2)
-    before = tiny.prefilled_tokens
-    answer = pair.run(policy, prompt, tiny, pair.service(tiny_on_cloud, halves=halves), max_new_tokens=2)
+    light = Engine(load(str(tiny.directory), matrices=False))
+    answer = pair.run(policy, prompt, light, pair.service(tiny_on_cloud, halves=halves), max_new_tokens=2)
     assert answer.token_ids == expected.token_ids
-    assert tiny.prefilled_tokens == before, "the device's own model computed nothing"
+    assert light.prefilled_tokens == 0, "the device's own model computed nothing"
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_light"),
+    [(homomorphic(linear="cloud"), True), (homomorphic(), False)],
+    ids=["linear layers at the cloud", "linear layers here"],
+)
+def test_a_session_loads_embeddings_and_norms_alone_where_the_cloud_applies_the_matrices(
+    pair: Paired, tiny_directory: Path, policy: Policy, is_light: bool
+) -> None:
+    sourced = policy.model_copy(update={"model": policy.model.model_copy(update={"source": str(tiny_directory)})})
+    with Session.open(sourced, home=pair.device, transport=object()) as session:
+        loaded = set(session._device.engine.loaded_names)
+    layers = {
+        f"model.layers.{layer}.{name}.weight"
+        for layer in (0, 1)
+        for name in ("input_layernorm", "post_attention_layernorm")
+    }
+    outer = {"model.embed_tokens.weight", "model.norm.weight", *layers}
+    assert loaded == outer if is_light else loaded > outer
 
 
 def test_a_prompt_above_the_policys_bound_is_refused_before_anything_leaves(pair: Paired, tiny: Engine) -> None:
@@ -123,6 +148,17 @@ def test_a_recipient_without_the_capability_is_refused(
 
 
 # --- the log and what leaks -------------------------------------------------------------------------------------
+
+
+def test_a_short_private_rest_behind_a_public_prefix_makes_no_tile(
+    pair: Paired, tiny: Engine, tiny_on_cloud: Engine
+) -> None:
+    cloud = RoundsCloud(pair, tiny_on_cloud)
+    pair.run(homomorphic(public="plaintext"), PROMPT, tiny, cloud.service(), max_new_tokens=2)
+    made = [record.operation for record in cloud.last.requests]
+    assert (made.count(Operation.PUBLIC_TILE), made.count(Operation.TILE)) == (2, 0)
+    intent, _ = pair.records()
+    assert intent["tokens_bucket"] == cloud.last.half._session.plan.tile_tokens
 
 
 @pytest.mark.parametrize("policy", BOTH, ids=named)
@@ -222,6 +258,30 @@ def ran(pair: Paired, policy: Policy, engine: Engine, cloud: RoundsCloud) -> tup
         with pytest.raises(UsageError):
             _ = stream.answer
     return raised.value, pieces
+
+
+@pytest.mark.parametrize("policy", BOTH, ids=named)
+def test_activations_that_are_not_numbers_end_the_session_as_any_other(
+    pair: Paired, tiny: Engine, tiny_on_cloud: Engine, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second token on the model overflows: nothing of that step leaves, and its token is not shown."""
+    step, steps = LayerwiseModel.step, []
+
+    def overflowing(self: LayerwiseModel, token_id: int, position: int, **callables: object) -> object:
+        steps.append(position)
+        broken = self if len(steps) < 2 else replace(self, embedding=np.full_like(self.embedding, np.nan))
+        return step(broken, token_id, position, **callables)
+
+    monkeypatch.setattr(LayerwiseModel, "step", overflowing)
+    cloud = RoundsCloud(pair, tiny_on_cloud)
+    raised, pieces = ran(pair, ready(pair, tiny, policy), tiny, cloud)
+    assert type(raised) is CryptoParameterError
+    assert (pair.last["status"], pair.last["code"]) == ("failed", "crypto_parameters")
+    asked = [record for record in cloud.last.requests if record.operation in (Operation.SCORES, Operation.QKV)]
+    assert (len(steps), len(asked)) == (2, 2), "one request a layer, of the first step alone"
+    expected = pair.run("local", PROMPT, tiny, max_new_tokens=1)
+    assert "".join(pieces) in ("", expected.text)
+    assert cloud.last.closed > 0
 
 
 @pytest.mark.parametrize("policy", BOTH, ids=named)
@@ -367,6 +427,22 @@ def test_a_real_cloud_gives_the_tokens_of_local(
     local, remote = answers
     assert remote.token_ids == local.token_ids
     assert remote.receipt.event_count("erased") == 1
+
+
+def test_a_cloud_that_dies_behind_its_door_is_a_lost_connection(
+    pair: Paired, tiny: Engine, tiny_on_cloud: Engine
+) -> None:
+    """The half fails, the server closes the reply without its last chunk, and says nothing of why."""
+    cloud = RoundsCloud(pair, tiny_on_cloud, change=dying)
+    with served(cloud.service()) as door:
+        pair.point_at(door.url)
+        with (
+            Session.open(homomorphic(), home=pair.device, engine=tiny) as session,
+            pytest.raises(TransportError, match="the connection to the cloud was lost"),
+        ):
+            session.run(PROMPT, max_new_tokens=8)
+    assert (pair.last["status"], pair.last["code"]) == ("failed", "transport")
+    assert "gone" not in door.log.getvalue(), "nor does the door's log repeat what failed"
 
 
 def test_masked_from_the_command_line(cloud: CloudProcess, device: Home, engine: Engine) -> None:

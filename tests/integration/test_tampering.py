@@ -38,7 +38,8 @@ DOCUMENT, NOTE = "Price list: Belsa lamp $19.90", "Customer: Maria Lopez\nPhone:
 QUESTION = "What is the phone number of Maria Lopez?"
 SEGMENTS = (public(DOCUMENT), note(NOTE), question(QUESTION))
 # Long enough that a prompt's token slab fills a chunk of its own.
-LONG_SEGMENTS = (public("word " * 1100), question(QUESTION))
+DIRECTORY = "\n".join(f"- Guest {number}: phone number 555-{number:04d}" for number in range(70))
+LONG_SEGMENTS = (public(f"{DIRECTORY}\n- Maria Lopez: phone number 415-203-7786"), question(QUESTION))
 ANSWER_TOKENS = 8
 MANIFEST_FRAMES = 8
 TALLY: Counter[str] = Counter()

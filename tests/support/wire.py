@@ -54,6 +54,23 @@ class Message:
     def declared_bytes(self) -> int:
         return int(self.header("content-length") or 0)
 
+    @property
+    def unchunked(self) -> bytes:
+        """Return the bytes that a body in chunked transfer coding carries (RFC 9112 section 7.1), to its last chunk."""
+        if self.header("transfer-encoding") != "chunked":
+            raise WireError("the body is not in chunked transfer coding")
+        carried, rest = bytearray(), self.body
+        while rest:
+            line, _, rest = rest.partition(b"\r\n")
+            size = int(line, 16)
+            carried += rest[:size]
+            if rest[size : size + 2] != b"\r\n":
+                raise WireError("a chunk has no end")
+            rest = rest[size + 2 :]
+            if not size:
+                break
+        return bytes(carried)
+
     def with_body(self, body: bytes) -> Message:
         """Replace the body and make Content-Length fit it."""
         fitted = ((key, str(len(body)) if key.lower() == "content-length" else value) for key, value in self.headers)

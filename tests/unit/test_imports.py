@@ -17,6 +17,10 @@ def test_public_names_are_sorted_and_once() -> None:
     assert sorted(set(splitinfer.__all__)) == splitinfer.__all__
 
 
+def test_masks_can_be_prepared_from_python() -> None:
+    assert splitinfer.prepare_pool.__module__ == "splitinfer.joint.offline"
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="decrypt_everything"):
         _ = splitinfer.decrypt_everything

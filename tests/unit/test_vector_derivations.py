@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import subprocess
 import sys
 from typing import Any
@@ -15,17 +16,21 @@ from splitinfer.attestation.keyset import Keyset, identity_sha256
 from splitinfer.attestation.sender import sender_id
 from splitinfer.egress.checkpoint import open_checkpoint, sign_checkpoint
 from splitinfer.egress.records import framed, record_bytes
+from splitinfer.errors import SplitInferError
 from splitinfer.merkle import leaf_hash, root_of
+from splitinfer.receive.records import read_record
 from splitinfer.receive.resuming import open_state_answer
 from splitinfer.receive.tokens import token_slab
+from splitinfer.rounds import Operation, Record
 from splitinfer.sealing import frames
 from splitinfer.sealing.encoding import canonical, parse_canonical, prefixed
-from splitinfer.sealing.keys import Direction, StreamKeys, derive_stream_keys, unwrap_content_key
+from splitinfer.sealing.keys import Direction, StreamKeys, derive_record_keys, derive_stream_keys, unwrap_content_key
 from splitinfer.sealing.receipt import ReceiptBody, read_receipt_region, receipt_region, sign_receipt
+from splitinfer.sealing.records import RecordOpener, RecordSealer
 from splitinfer.sealing.resume import ResumeHead, StateQuery
 from splitinfer.sealing.signing import Purpose, sign, signer, verify
 from splitinfer.sealing.stream import TRAILER_PURPOSE, ChunkCipher, ChunkRoot, trailer_payload
-from tests.support.vectors import FOLDER, derivation, layout_of, replica_keys
+from tests.support.vectors import FOLDER, BytesSource, derivation, layout_of, replica_keys
 
 _MAY_IMPORT = {"blake3", "cryptography"} | sys.stdlib_module_names
 
@@ -187,6 +192,69 @@ def test_receipt() -> None:
     assert receipt.signature == row["signature"]
     assert receipt_region(receipt).hex() == row["block"]
     assert read_receipt_region(_bytes(row, "block")) == receipt
+
+
+ROUNDS = derivation("rounds")
+
+
+def _record(name: list[int], *blobs: bytes) -> Record:
+    return Record(name[0], name[1], Operation(name[2]), blobs)
+
+
+def _record_keys(direction: Direction) -> StreamKeys:
+    first, second = (bytes.fromhex(nonce) for nonce in ROUNDS["nonces"])
+    return derive_record_keys(
+        _bytes(ROUNDS, "content_key"),
+        direction=direction,
+        manifest_digest=_bytes(ROUNDS, "manifest_sha256"),
+        nonces=(first, second),
+    )
+
+
+def _sealer(direction: Direction, chunks: ChunkRoot) -> RecordSealer:
+    keys = _record_keys(direction)
+    return RecordSealer(keys, transfer_id=_bytes(ROUNDS, "transfer_id"), direction=direction, chunks=chunks)
+
+
+def _opener(direction: Direction, chunks: ChunkRoot) -> RecordOpener:
+    keys = _record_keys(direction)
+    return RecordOpener(keys, transfer_id=_bytes(ROUNDS, "transfer_id"), direction=direction, chunks=chunks)
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_record_keys(direction: Direction) -> None:
+    keys, row = _record_keys(direction), ROUNDS["keys"][direction]
+    assert (keys.aead_key.hex(), keys.base_nonce.hex()) == (row["aead_key"], row["base_nonce"])
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_records_of_a_session_are_sealed_and_opened(direction: Direction) -> None:
+    row, up, down = ROUNDS["directions"][direction], ChunkRoot(), ChunkRoot()
+    sealer, opener = _sealer(direction, up), _opener(direction, down)
+    for one in row["records"]:
+        record = _record(one["name"], *(bytes.fromhex(blob) for blob in one["blobs"]))
+        assert record.to_bytes().hex() == one["record"]
+        assert [part.hex() for part in sealer.seal(record)] == [one["part"]]
+        assert read_record(BytesSource(_bytes(one, "part")), opener, asked=record) == record
+    assert up.root().hex() == down.root().hex() == row["root"]
+
+
+def test_a_record_of_two_parts() -> None:
+    row = ROUNDS["long"]
+    parts = list(_sealer(Direction.REQUEST, ChunkRoot()).seal(_record(row["name"], bytes(row["blob_bytes"]))))
+    found = [{"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()} for part in parts]
+    assert found == row["parts"]
+
+
+@pytest.mark.parametrize("row", ROUNDS["refused"], ids=lambda row: row["case"])
+def test_replies_that_are_refused(row: dict[str, Any]) -> None:
+    opener, asked = _opener(Direction.REPLY, ChunkRoot()), _record(row["asked"])
+    if not row["code"]:
+        assert read_record(BytesSource(_bytes(row, "data")), opener, asked=asked).name == asked.name
+        return
+    with pytest.raises(SplitInferError) as raised:
+        read_record(BytesSource(_bytes(row, "data")), opener, asked=asked)
+    assert raised.value.code == row["code"]
 
 
 def test_audit_log() -> None:

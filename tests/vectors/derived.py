@@ -9,6 +9,7 @@ from typing import Any
 import reference as ref
 import world
 from reference import Json
+from rounds import rounds
 from world import LAYOUTS, KeysetCase, ReplyCase, RequestCase, Wraps
 
 
@@ -29,6 +30,7 @@ def derivations(wraps: Wraps) -> dict[str, Any]:
         "frames": _frames(),
         "receipt": _receipt(),
         "resume": _resume(),
+        "rounds": rounds(),
         "audit-log": _audit_log(),
     }
 

@@ -8,14 +8,19 @@ from tools.corpus import notes, questions, tables, words
 from tools.corpus.note_kinds import NOTE_KINDS, free_name_labels
 from tools.corpus.table_kinds import TABLE_KINDS
 
-__all__ = ["fixed_texts"]
+__all__ = ["fixed_texts", "template_texts"]
+
+
+def template_texts() -> Iterator[str]:
+    """Yield the templates of questions, notes and tables, with their fields in braces."""
+    yield from notes.TEMPLATES
+    yield from questions.TEMPLATES
+    yield from tables.TEMPLATES
 
 
 def fixed_texts() -> Iterator[str]:
     """Yield every fixed text of the corpus; templates with their fields in braces."""
-    yield from notes.TEMPLATES
-    yield from questions.TEMPLATES
-    yield from tables.TEMPLATES
+    yield from template_texts()
     for kind in NOTE_KINDS:
         yield from (kind.title, kind.title.lower(), kind.person, *kind.name_labels)
         for field in kind.fields:

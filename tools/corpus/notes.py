@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.corpus import words
+from tools.corpus.alike import alike_kind, draw_owner
 from tools.corpus.drawer import Drawer
 from tools.corpus.marked import Fact, Passage, capitalised, fill
 from tools.corpus.note_kinds import DOSE, MEDICATION, NOTE_KINDS, free_kind
@@ -59,10 +60,12 @@ class Note:
     link: Fact | None
 
 
-def make_note(drawer: Drawer, *, field_count: int | None = None, link: Link | None = None) -> Note:
+def make_note(
+    drawer: Drawer, *, field_count: int | None = None, link: Link | None = None, is_alike: bool = False
+) -> Note:
     """Draw one note of 3 to 8 fields, or of at most `field_count`; `link` adds a field that names a table's row."""
-    kind = free_kind(drawer) if drawer.rng.random() < _FREE_SHARE else drawer.pick(NOTE_KINDS)
-    name, record_id = drawer.name(), drawer.code(kind.id_prefix)
+    kind = alike_kind(drawer) if is_alike else _kind(drawer)
+    name, record_id = draw_owner(drawer) if is_alike else drawer.name(), drawer.code(kind.id_prefix)
     values = _draw_values(drawer, kind, field_count or drawer.rng.choice((3, 4, 4, 5, 5, 6, 7, 8)), link)
     write = _form if drawer.rng.random() < 0.6 else _prose
     passage = write(drawer, kind, name, record_id, values)
@@ -70,6 +73,10 @@ def make_note(drawer: Drawer, *, field_count: int | None = None, link: Link | No
     if link is not None:
         named = next(fact for fact in passage.facts if fact.nouns == link.nouns)
     return Note(name, passage, named)
+
+
+def _kind(drawer: Drawer) -> NoteKind:
+    return free_kind(drawer) if drawer.rng.random() < _FREE_SHARE else drawer.pick(NOTE_KINDS)
 
 
 def _draw_values(drawer: Drawer, kind: NoteKind, count: int, link: Link | None) -> dict[Field, str]:

@@ -44,24 +44,36 @@ class Context:
 
 
 def make_context(
-    rng: random.Random, *, tokens: int, kind: Kind, questions: int, count_tokens: CountTokens, split: Split
+    rng: random.Random,
+    *,
+    tokens: int,
+    kind: Kind,
+    questions: int,
+    count_tokens: CountTokens,
+    split: Split,
+    is_alike: bool = False,
 ) -> Context:
-    """Draw a context of about `tokens` tokens and up to `questions` different questions about it."""
+    """Draw a context of about `tokens` tokens and up to `questions` different questions about it.
+
+    With `is_alike` its notes and tables are of the kinds of `alike`.
+    """
     drawer = Drawer(rng, split=split)
     table, used = None, 1
     if kind != "notes":
-        table = _table(drawer, tokens if kind == "table" else int(tokens * _DOCUMENT_SHARE), count_tokens)
+        table = _table(
+            drawer, tokens if kind == "table" else int(tokens * _DOCUMENT_SHARE), count_tokens, is_alike=is_alike
+        )
         used += 2 + count_tokens(table.passage.text)
-    notes = [] if kind == "table" else _notes(drawer, tokens, used, count_tokens, table)
+    notes = [] if kind == "table" else _notes(drawer, tokens, used, count_tokens, table, is_alike=is_alike)
     passages = ([table.passage] if table is not None else []) + [note.passage for note in notes]
     asked = _questions(drawer, table, notes, questions, kind)
     return Context(tuple(passages), table is not None, tuple(asked))
 
 
-def _table(drawer: Drawer, limit: int, count_tokens: CountTokens) -> Table:
+def _table(drawer: Drawer, limit: int, count_tokens: CountTokens, *, is_alike: bool) -> Table:
     # Some kinds have fewer keys than a long document has rows; another table is drawn then.
     while True:
-        table = Table(drawer)
+        table = Table(drawer, is_alike=is_alike)
         if _fill(table, limit, count_tokens):
             return table
 
@@ -76,7 +88,9 @@ def _fill(table: Table, limit: int, count_tokens: CountTokens) -> bool:
     return False
 
 
-def _notes(drawer: Drawer, tokens: int, used: int, count_tokens: CountTokens, table: Table | None) -> list[Note]:
+def _notes(
+    drawer: Drawer, tokens: int, used: int, count_tokens: CountTokens, table: Table | None, *, is_alike: bool
+) -> list[Note]:
     notes: dict[str, Note] = {}
     taken = set(table.keys) if table is not None else set()
     while True:
@@ -84,7 +98,8 @@ def _notes(drawer: Drawer, tokens: int, used: int, count_tokens: CountTokens, ta
         link = None
         if table is not None and (not notes or drawer.rng.random() < _LINK_SHARE):
             link = Link(table.kind.link_nouns, drawer.pick(table.keys))
-        note = make_note(drawer, field_count=None if room > 100 else max(1, min(4, int(room / 16))), link=link)
+        field_count = None if room > 100 else max(1, min(4, int(room / 16)))
+        note = make_note(drawer, field_count=field_count, link=link, is_alike=is_alike)
         if note.name in notes or note.name in taken:
             continue
         notes[note.name] = note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tools.corpus import words
+from tools.corpus.alike import alike_table
 from tools.corpus.drawer import Drawer
 from tools.corpus.marked import Fact, Passage, Span, capitalised, fill
 from tools.corpus.schema import TableKind
@@ -30,8 +31,8 @@ _REMARK_SHARE = 0.1
 class Table:
     """One table that grows row by row; `kind.link_nouns` are what a note calls a row's key."""
 
-    def __init__(self, drawer: Drawer) -> None:
-        self.kind: TableKind = free_table(drawer) if drawer.rng.random() < _FREE_SHARE else drawer.pick(TABLE_KINDS)
+    def __init__(self, drawer: Drawer, *, is_alike: bool = False) -> None:
+        self.kind = alike_table(drawer) if is_alike else _kind(drawer)
         self._drawer = drawer
         self._text = self.kind.title.format(company=drawer.company())
         count = 1 if drawer.rng.random() < 0.3 else drawer.rng.randint(2, len(self.kind.columns))
@@ -88,3 +89,7 @@ class Table:
             if key not in self._facts:
                 return key
         return None
+
+
+def _kind(drawer: Drawer) -> TableKind:
+    return free_table(drawer) if drawer.rng.random() < _FREE_SHARE else drawer.pick(TABLE_KINDS)

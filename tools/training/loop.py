@@ -108,6 +108,7 @@ class Trainer:
         vectors = [{"params": self.network.vectors(), "weight_decay": 0.0}]
         self._adam = torch.optim.AdamW(vectors, lr=recipe.vector_rate, betas=(0.9, 0.98), fused=True)
         self.step, self.progress = 0, Progress()
+        self._kept: dict[str, Tensor] = {}
 
     def batch(self, step: int) -> Batch:
         """Return this process's batch of a step; it depends on nothing but recipe, step and rank."""
@@ -128,8 +129,20 @@ class Trainer:
             self._one()
             self.progress.seconds += time.monotonic() - started
 
+    def result(self) -> Network:
+        """Return the network as it is handed out: after the second hill, with a share of the weights before it."""
+        found = Network(self.recipe.shape)
+        share = self.recipe.kept_share if self._kept else 0.0
+        with torch.no_grad():
+            for name, weight in self.network.state_dict().items():
+                kept = self._kept.get(name, weight)
+                found.state_dict()[name].copy_((1 - share) * weight + share * kept)
+        return found
+
     def _one(self) -> None:
         recipe, network = self.recipe, self.network
+        if self.step == recipe.hill_start:
+            self._kept = {name: weight.clone() for name, weight in network.state_dict().items()}
         batch = self.batch(self.step)
         loss, looks, hits = self._losses(batch)
         look = torch.stack(list(looks.values())).sum() if looks else torch.zeros(())
@@ -188,6 +201,9 @@ class Trainer:
             self._require_same(path, facts)
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.step, self.progress = facts["step"], Progress(**facts["progress"])
+        self._kept = {name: torch.empty_like(weight) for name, weight in self.network.state_dict().items()}
+        if self.step <= self.recipe.hill_start:
+            self._kept = {}
         self._begin_adam()
         with torch.no_grad():
             for name, tensor in self._tensors().items():
@@ -195,8 +211,8 @@ class Trainer:
 
     def _require_same(self, path: Path, facts: Mapping[str, Any]) -> None:
         theirs, ours = facts["recipe"], asdict(self.recipe)
-        plateau = min(theirs["steps"], self.recipe.steps) - self.recipe.decay_steps
-        if theirs | ({"steps": self.recipe.steps} if facts["step"] <= plateau else {}) != ours:
+        plateau_end = self.recipe.plateau_end + min(0, theirs["steps"] - self.recipe.steps)
+        if theirs | ({"steps": self.recipe.steps} if facts["step"] <= plateau_end else {}) != ours:
             raise SystemExit(f"{path} was made by another recipe; start in another folder")
 
     def _begin_adam(self) -> None:
@@ -210,6 +226,7 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"kept.{name}": tensor for name, tensor in self._kept.items()}
         tensors |= {f"muon.{index}": momentum for index, momentum in enumerate(self._muon.momenta)}
         for index, weight in enumerate(self.network.vectors()):
             tensors |= {f"adam.{index}.{name}": value for name, value in self._adam.state[weight].items()}

@@ -27,6 +27,8 @@ class _Phase:
     tokens: int
     shares: tuple[float, ...]
     strange: float = _STRANGE_SHARE
+    strange_nouns: float = 0.0
+    alike: float = 0.0
     has_gaps: bool = True
     binds_ends: bool = True
     whole_answers: float = 0.8
@@ -46,20 +48,28 @@ _PHASES = (
     _Phase(1200, 2048, (0.05, 0.15, 0.25, 0.3, 0.2, 0.05), rests_apart=False),
     _Phase(1400, 2048, (0.03, 0.12, 0.2, 0.3, 0.25, 0.1)),
     _Phase(1800, 2048, (0.02, 0.1, 0.15, 0.25, 0.28, 0.2)),
+    _Phase(2300, 2048, (0.06, 0.22, 0.18, 0.22, 0.18, 0.14)),
+    _Phase(4000, 2048, (0.06, 0.26, 0.24, 0.24, 0.13, 0.07), strange=0.7, strange_nouns=0.7, alike=0.5),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that the weights depend on."""
+    """Everything that the weights depend on.
 
-    steps: int = 6000
+    The result is `kept_share` of the weights before the second hill and the rest of those after it.
+    """
+
+    steps: int = 5000
     seed: int = 0
     processes: int = 2
     matrix_rate: float = 0.01
     vector_rate: float = 4e-3
     warm_up: int = 100
-    decay_steps: int = 1000
+    decay_steps: int = 1400
+    second_steps: int = 1000
+    second_rate: float = 0.5
+    kept_share: float = 0.2
     look_weight: float = 0.5
     shape: Shape = field(default_factory=Shape)
 
@@ -75,16 +85,31 @@ class Recipe:
             "next": (Probe(5, 0), Probe(5, second)),
         }
 
-    def rate(self, step: int) -> float:
-        """Return the share of the peak rates at a step: a linear warm-up, a plateau, a linear descent to nothing.
+    @property
+    def hill_start(self) -> int:
+        """The step at which the first descent has ended and the second hill begins."""
+        return self.steps - self.second_steps
 
-        Until the descent a run does not depend on how many steps it will have.
+    @property
+    def plateau_end(self) -> int:
+        """The step at which the first descent begins; until then a run does not depend on how many steps it has."""
+        return self.hill_start - self.decay_steps
+
+    def rate(self, step: int) -> float:
+        """Return the share of the peak rates at a step.
+
+        A linear warm-up, a plateau, a linear descent to nothing; then a lower hill, for what is learnt last.
         """
-        return min(1.0, (step + 1) / self.warm_up, (self.steps - step) / self.decay_steps)
+        left = self.hill_start - step
+        if left > 0:
+            return min(1.0, (step + 1) / self.warm_up, left / self.decay_steps)
+        return self.second_rate * min((1 - left) / self.warm_up, (self.steps - step) / self.second_steps)
 
     def look(self, step: int) -> float:
-        """Return the weight of the attention loss at a step; in the descent it falls to a tenth."""
-        return self.look_weight * min(1.0, max(0.1, (self.steps - step) / self.decay_steps))
+        """Return the weight of the attention loss at a step; in a descent it falls to a tenth."""
+        left = self.hill_start - step
+        share = left / self.decay_steps if left > 0 else (self.steps - step) / self.second_steps
+        return self.look_weight * min(1.0, max(0.1, share))
 
     def rests_apart(self, step: int) -> bool:
         """Tell whether the attention loss weighs finding and resting alike at a step."""
@@ -101,6 +126,8 @@ class Recipe:
             has_gaps=phase.has_gaps,
             whole_answers=phase.whole_answers,
             strange=phase.strange,
+            strange_nouns=phase.strange_nouns,
+            alike=phase.alike,
             binds_ends=phase.binds_ends,
         )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from string import Formatter
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tools.corpus.fixed import fixed_texts
+from tools.corpus.fixed import fixed_texts, template_texts
 from tools.corpus.marked import Fact, Span, capitalised
 from tools.corpus.prompts import Context, Kind, make_context
 from tools.corpus.questions import Question, Source
@@ -53,8 +54,9 @@ class Stage:
 
     `repeats` is the share of rows that only teach copying, `whole_answers` that of answers shown to their end,
     `context_share` that of context tokens which are to be predicted, `strange` that of rows in which names and values
-    are written in tokens drawn anew; `has_gaps` lets positions jump; with `binds_ends` the token after a value, which
-    names a row for questions through a note, looks for owner and noun as the value does.
+    are written in tokens drawn anew, `strange_nouns` that of the rows among these in which labels and nouns are so too,
+    `alike` that of contexts whose keys and nouns share words; `has_gaps` lets positions jump; with `binds_ends` the
+    token after a value, which names a row for questions through a note, looks for owner and noun as the value does.
     """
 
     row_tokens: int
@@ -65,6 +67,8 @@ class Stage:
     strange: float
     binds_ends: bool = False
     context_share: float = 0.08
+    strange_nouns: float = 0.0
+    alike: float = 0.0
 
 
 @dataclass(slots=True)
@@ -122,6 +126,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._digits = [tokenizer.token_to_id(digit) for digit in "0123456789"]
         self._free = _free_tokens(tokenizer)
+        self._words = _words(tokenizer)
 
     def count(self, text: str) -> int:
         """Return how many tokens the text has."""
@@ -154,6 +159,7 @@ class Encoder:
             questions=_MOST_QUESTIONS,
             count_tokens=self.count,
             split="train",
+            is_alike=bool(stage.alike) and rng.random() < stage.alike,
         )
         row = Row()
         row.add([BOS], [0.0])
@@ -163,16 +169,28 @@ class Encoder:
                 break
             self._question(row, rng, stage, question, placed)
         if stage.strange and rng.random() < stage.strange:
-            self._write_strangely(row, rng)
+            has_strange_nouns = stage.strange_nouns and rng.random() < stage.strange_nouns
+            others = self._other_words(rng) if has_strange_nouns else self._other_names(rng)
+            row.ids = [others.get(token, token) for token in row.ids]
         return row
 
-    def _write_strangely(self, row: Row, rng: random.Random) -> None:
-        """Exchange the tokens that only names and values have among themselves, the same way in the whole row.
+    def _other_names(self, rng: random.Random) -> dict[int, int]:
+        """Exchange the tokens that only names and values have among themselves.
 
         What is equal stays equal, so that matching and copying are learnt for tokens that the corpus hardly has.
         """
-        others = dict(zip(self._free, rng.sample(self._free, len(self._free)), strict=True))
-        row.ids = [others.get(token, token) for token in row.ids]
+        return dict(zip(self._free, rng.sample(self._free, len(self._free)), strict=True))
+
+    def _other_words(self, rng: random.Random) -> dict[int, int]:
+        """Exchange every word but those of the templates, so that a noun is found by what it equals, not by knowing it.
+
+        A word's forms (capital, blank before it) go together, to those of another word.
+        """
+        found: dict[int, int] = {}
+        for words in self._words:
+            for ours, theirs in zip(words, rng.sample(words, len(words)), strict=True):
+                found.update(zip(ours, theirs, strict=True))
+        return found
 
     def _passage(self, row: Row, rng: random.Random, stage: Stage, context: Context, index: int) -> tuple[int, _Tokens]:
         passage = context.passages[index]
@@ -234,15 +252,40 @@ class Encoder:
 
 def _free_tokens(tokenizer: Tokenizer) -> list[int]:
     """Return the tokens that no template, label, noun or title has, and that are no digit, sign or special token."""
-    kept = set(range(END_OF_SPECIAL))
-    for text in filter(None, fixed_texts()):
-        for form in (text, f" {text}", capitalised(text), f" {capitalised(text)}"):
-            kept.update(tokenizer.encode(form, add_special_tokens=False).ids)
-    return [
-        token
-        for text, token in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        if token not in kept and any(letter.isalpha() for letter in tokenizer.decode([token]))
-    ]
+    kept = {token for text in fixed_texts() if text for token in _tokens_of(tokenizer, text)}
+    return list(_word_tokens(tokenizer, kept))
+
+
+def _words(tokenizer: Tokenizer) -> list[list[tuple[int, ...]]]:
+    """Return all words but those of the templates, each as its forms' tokens; words of the same forms together."""
+    kept = set[int]()
+    for template in template_texts():
+        for literal, *_ in Formatter().parse(template):
+            kept.update(_tokens_of(tokenizer, literal) if literal.strip() else ())
+    forms = dict[str, dict[str, int]]()
+    for token in _word_tokens(tokenizer, kept):
+        text = tokenizer.decode([token])
+        word = text.strip()
+        form = ("blank " if text.startswith(" ") else "") + ("capital" if word[0].isupper() else "small")
+        forms.setdefault(word.lower(), {}).setdefault(form, token)
+    alike = dict[tuple[str, ...], list[tuple[int, ...]]]()
+    for found in forms.values():
+        shapes = tuple(sorted(found))
+        alike.setdefault(shapes, []).append(tuple(found[shape] for shape in shapes))
+    return list(alike.values())
+
+
+def _tokens_of(tokenizer: Tokenizer, text: str) -> set[int]:
+    forms = (text, f" {text}", capitalised(text), f" {capitalised(text)}")
+    return {token for form in forms for token in tokenizer.encode(form, add_special_tokens=False).ids}
+
+
+def _word_tokens(tokenizer: Tokenizer, kept: set[int]) -> Iterator[int]:
+    """Yield the tokens that have a letter, in their order, but special ones, points before a letter, and `kept`."""
+    for text, token in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        has_letter = any(map(str.isalpha, tokenizer.decode([token])))
+        if token >= END_OF_SPECIAL and token not in kept and not text.startswith(".") and has_letter:
+            yield token
 
 
 def _gaps(row: Row, rng: random.Random, tokens: int, positions: int) -> list[int]:

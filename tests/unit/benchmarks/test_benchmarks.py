@@ -24,6 +24,7 @@ SCRIPTS = [
     pytest.param("loss", marks=pytest.mark.slow),
     pytest.param("transform_codec", marks=pytest.mark.slow),
     pytest.param("streaming", marks=pytest.mark.slow),
+    pytest.param("served_rounds", marks=pytest.mark.slow),
 ]
 LOSS = {
     "prompt_tokens": 512,

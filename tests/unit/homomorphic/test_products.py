@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from splitinfer.errors import LayoutMismatchError
+from splitinfer.homomorphic.arithmetic import Arithmetic
 from splitinfer.homomorphic.cloud import CloudHalf
 from splitinfer.homomorphic.device import DeviceHalf
 from splitinfer.homomorphic.linear_plan import LinearShape
@@ -55,6 +58,25 @@ def test_attention_over_a_cache_at_the_cloud_is_attention(name: str) -> None:
             assert np.abs(found - expected).max() < ATTENTION_ERROR[profile]
 
 
+def test_only_the_few_baby_steps_rotate_what_was_not_rescaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At two primes a rotation takes twice as long as at one. Counted, since times say little on a busy machine."""
+    rotated, primes = Arithmetic._rotated, []
+
+    def counted(self: Arithmetic, ciphertext: Any, step: int) -> Any:
+        primes.append(ciphertext.coeff_modulus_size())
+        return rotated(self, ciphertext, step)
+
+    monkeypatch.setattr(Arithmetic, "_rotated", counted)
+    with DeviceHalf(AttentionShape(1, 6, 2, 32), Loopback().exchange, expected_tokens=256, is_public=True) as device:
+        device.load(0, drawn(1, 256, 2, 32), drawn(2, 256, 2, 32), is_public=True)
+        device.attend(0, drawn(3, 6, 32), drawn(4, 2, 32), drawn(5, 2, 32))
+        plan = device.plan
+    assert plan.tile_tokens == 256
+    babies = (plan.key_babies, plan.value_babies)
+    assert primes.count(2) == sum(babies) - 2 <= 4
+    assert primes.count(1) == sum(plan.dims // one for one in babies) - 2 <= 14
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1e4, 1e30])
 def test_values_of_any_size_are_scaled_and_never_wrap(size: float) -> None:
     keys, values = drawn(1, 21, 2, 32) / size, drawn(2, 21, 2, 32) * size
@@ -92,6 +114,29 @@ def test_a_full_tail_becomes_a_tile_and_goes_on_giving_attention() -> None:
             assert len(uploaded) == (at >= capacity - 1)
 
 
+def test_rows_that_are_kept_begin_the_tail_and_leave_in_the_tile_that_it_fills() -> None:
+    """Public rows at the cloud, a private rest here: one softmax, and one ciphertext tile once the tail is full."""
+    shape, loopback = AttentionShape(1, 64, 2, 32), Loopback()
+    with DeviceHalf(shape, loopback.exchange, expected_tokens=20, is_public=True) as device:
+        capacity = device.plan.tile_tokens
+        total = 20 + capacity + 1
+        keys, values, queries = drawn(1, total, 2, 32), drawn(2, total, 2, 32), drawn(3, total, 64, 32) / 5
+        device.load(0, keys[:20], values[:20], is_public=True)
+        device.keep(0, keys[20 : total - 3], values[20 : total - 3])
+        for at in range(total - 3, total):
+            found = device.attend(0, queries[at], keys[at], values[at])
+            assert np.abs(found - attention(queries[at], keys[: at + 1], values[: at + 1])).max() < 1e-4
+            uploaded = [record for record in loopback.requests if record.operation is Operation.TILE]
+            assert len(uploaded) == (at >= total - 2)
+
+
+def test_a_tail_of_a_whole_tile_is_not_kept() -> None:
+    with DeviceHalf(AttentionShape(1, 6, 2, 32), Loopback().exchange, expected_tokens=1) as device:
+        rows = drawn(1, device.plan.tile_tokens, 2, 32)
+        with pytest.raises(LayoutMismatchError, match="load whole tiles"):
+            device.keep(0, rows, rows)
+
+
 def test_sealing_the_tail_leaves_the_output_as_it_was() -> None:
     keys, values, queries = drawn(1, 7, 2, 32), drawn(2, 7, 2, 32), drawn(3, 7, 6, 32) / 3
     loopback = Loopback()
@@ -125,7 +170,8 @@ def test_inputs_that_fill_two_ciphertexts_give_the_product() -> None:
     with DeviceHalf(AttentionShape(1, 6, 2, 32), loopback.exchange, expected_tokens=1, linears=shapes) as device:
         found = device.linear(0, "down", vector)
     assert len(loopback.requests[-1].blobs) == 2
-    assert np.abs(found - weight @ vector).max() < LINEAR_ERROR["balanced"]
+    # The error is relative to the norm of the input, here of 5,000 numbers.
+    assert np.abs(found - weight @ vector).max() < 2 * LINEAR_ERROR["balanced"]
 
 
 def test_uploads_have_one_length_whatever_they_hold() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from splitinfer.errors import StateError
 from splitinfer.homomorphic import weights
 from splitinfer.homomorphic.cloud import CloudHalf
 from splitinfer.homomorphic.device import DeviceHalf
-from splitinfer.homomorphic.linear_plan import LinearShape
+from splitinfer.homomorphic.linear_plan import LinearShape, plan_linear
 from splitinfer.homomorphic.planning import AttentionShape
 from splitinfer.homomorphic.weight_cache import WeightCache
 from splitinfer.homomorphic.weights import LinearStore
@@ -24,12 +25,14 @@ MATRIX[8:] = 0
 VECTOR = np.random.default_rng(2).normal(size=24)
 
 
-def product(folder: Path, *, digest: str = "ab", matrix: np.ndarray = MATRIX) -> np.ndarray:
+def product(
+    folder: Path, *, digest: str = "ab", matrix: np.ndarray = MATRIX, vector: np.ndarray = VECTOR
+) -> np.ndarray:
     store = LinearStore({KEY: matrix}, cache=WeightCache(folder, weights_sha256=digest))
     shape, shapes = AttentionShape(1, 6, 2, 32), {KEY: LinearShape(*matrix.shape)}
     loopback = Loopback(CloudHalf(linears=store))
     with DeviceHalf(shape, loopback.exchange, expected_tokens=1, linears=shapes) as device:
-        return device.linear(3, "o", VECTOR)
+        return device.linear(3, "o", vector)
 
 
 def is_right(found: np.ndarray) -> bool:
@@ -42,17 +45,30 @@ def test_a_kept_matrix_gives_the_product_without_being_encoded(tmp_path: Path, m
     assert is_right(product(tmp_path / "cache"))
 
 
-def test_a_file_is_of_one_model_profile_layer_and_operation(tmp_path: Path) -> None:
+def test_a_file_is_of_one_model_profile_layer_operation_and_plan(tmp_path: Path) -> None:
     product(tmp_path / "cache")
     (path,) = (tmp_path / "cache").iterdir()
-    assert path.name == "ab-balanced-3-o"
+    plan = plan_linear(LinearShape(*MATRIX.shape), slots=2048)
+    assert path.name == f"ab-balanced-3-o-{plan.rows}x{plan.diagonals}x{plan.babies}"
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
 def test_other_weights_are_encoded_anew(tmp_path: Path) -> None:
     product(tmp_path)
     assert np.abs(product(tmp_path, digest="cd", matrix=2 * MATRIX) - 2 * MATRIX @ VECTOR).max() < 1e-3
-    assert {path.name for path in tmp_path.iterdir()} == {"ab-balanced-3-o", "cd-balanced-3-o"}
+    assert {path.name[:15] for path in tmp_path.iterdir()} == {"ab-balanced-3-o", "cd-balanced-3-o"}
+
+
+def test_a_matrix_that_lies_by_another_plan_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many diagonals, turned otherwise: read as this plan's they would give another product."""
+    random = np.random.default_rng(3)
+    matrix, vector = random.normal(size=(256, 256)), random.normal(size=256)
+    plan = plan_linear(LinearShape(256, 256), slots=2048)
+    for other in (plan, replace(plan, babies=2 * plan.babies)):
+        for module in ("weights", "device"):
+            monkeypatch.setattr(f"splitinfer.homomorphic.{module}.plan_linear", lambda *_, chosen=other, **__: chosen)
+        assert np.abs(product(tmp_path, matrix=matrix, vector=vector) - matrix @ vector).max() < 1e-2
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("place", [0, 40, 5000, -1])

@@ -26,8 +26,16 @@ def length(text):
     return len(text) // 3
 
 
-def context(seed, kind, *, tokens=300, split="train", questions=12):
-    return make_context(seeded(seed), tokens=tokens, kind=kind, questions=questions, count_tokens=length, split=split)
+def context(seed, kind, *, tokens=300, split="train", questions=12, is_alike=False):
+    return make_context(
+        seeded(seed),
+        tokens=tokens,
+        kind=kind,
+        questions=questions,
+        count_tokens=length,
+        split=split,
+        is_alike=is_alike,
+    )
 
 
 def text_of(found):
@@ -38,11 +46,12 @@ def cut(text, span):
     return text[span.start : span.end]
 
 
+@pytest.mark.parametrize("is_alike", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_marked_span_holds_what_it_marks(kind):
+def test_every_marked_span_holds_what_it_marks(kind, is_alike):
     facts = 0
     for seed in range(40):
-        for passage in context(seed, kind).passages:
+        for passage in context(seed, kind, is_alike=is_alike).passages:
             for fact in passage.facts:
                 assert cut(passage.text, fact.value_span) == fact.value
                 assert all(cut(passage.text, span) == fact.owner for span in fact.owner_spans)
@@ -62,10 +71,11 @@ def test_nouns_of_tables_are_those_of_questions():
             assert all(noun in {known.lower() for known in fact.nouns} for fact, noun in nouns)
 
 
+@pytest.mark.parametrize("is_alike", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_are_spans_of_the_passage_that_the_question_names(kind):
+def test_answers_are_spans_of_the_passage_that_the_question_names(kind, is_alike):
     for seed in range(40):
-        found = context(seed, kind)
+        found = context(seed, kind, is_alike=is_alike)
         for question in found.questions:
             assert question.answer == question.source.fact.value
             assert question.source.fact in found.passages[question.source.passage].facts
@@ -73,10 +83,11 @@ def test_answers_are_spans_of_the_passage_that_the_question_names(kind):
             assert cut(question.text, question.noun_span).lower() in nouns
 
 
+@pytest.mark.parametrize("is_alike", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_question_has_two_answers(kind):
+def test_no_question_has_two_answers(kind, is_alike):
     for seed in range(40):
-        found = context(seed, kind)
+        found = context(seed, kind, is_alike=is_alike)
         for question in found.questions:
             if question.owner_span is None or question.via is not None:
                 continue
@@ -109,6 +120,29 @@ def test_questions_that_name_nobody_are_asked_of_a_single_note():
         found = context(seed, "mixed", tokens=120)
         alone = [question for question in found.questions if question.owner_span is None]
         assert not alone or len(found.passages) - found.has_document == 1
+
+
+def test_keys_of_a_table_of_alike_kinds_share_a_word_in_most_tables():
+    shared = total = 0
+    for seed in range(60):
+        table = Table(Drawer(seeded(seed), split="train"), is_alike=True)
+        while len(table.keys) < 4 and table.add_row() is not None:
+            pass
+        bags = [set(key.lower().split()) for key in table.keys]
+        shared, total = shared + any(bags[0] & other for other in bags[1:]), total + 1
+    assert shared / total > 0.6
+
+
+def test_nouns_of_alike_kinds_often_share_a_word():
+    shared = 0
+    for seed in range(60):
+        nouns = [
+            fact.nouns[0].split()
+            for fact in make_note(Drawer(seeded(seed), split="train"), is_alike=True).passage.facts
+        ]
+        words = [word for noun in nouns for word in noun]
+        shared += len(set(words)) < len(words)
+    assert shared > 30
 
 
 def test_equal_seeds_give_equal_contexts():

@@ -95,6 +95,11 @@ def test_every_digit_is_its_own_token(tokenizer):
     assert tokenizer.encode("415-2037").tokens == list("415-2037")
 
 
+def test_a_point_or_comma_inside_a_value_goes_with_what_follows(tokenizer):
+    assert tokenizer.encode("$4,150.46.").tokens == ["$", "4", ",1", "5", "0", ".4", "6", "."]
+    assert tokenizer.encode("a.b").tokens == ["a", ".b"]
+
+
 def test_rows_are_prompts_as_the_product_writes_them(encoder, tokenizer):
     row = encoder.questions(seeded(1), STAGE)
     assert row.ids[0] == BOS
@@ -138,6 +143,30 @@ def test_strange_rows_write_names_and_values_in_other_tokens(encoder, tokenizer)
     assert len(changed) > 5
     fixed = tokenizer.encode("What is the phone number of? Patient record: | price", add_special_tokens=False).ids
     assert not changed & {*fixed, *range(7), *(tokenizer.token_to_id(digit) for digit in "0123456789")}
+
+
+def test_strange_nouns_exchange_every_word_but_those_of_the_templates(encoder, tokenizer):
+    plain = encoder.questions(seeded(3), STAGE)
+    strange = encoder.questions(seeded(3), replace(STAGE, strange=1.0, strange_nouns=1.0))
+    pairs = set(zip(plain.ids, strange.ids, strict=True))
+    assert len(pairs) == len({ours for ours, _ in pairs}) == len({theirs for _, theirs in pairs})
+    nouns = set(tokenizer.encode(" medication price number", add_special_tokens=False).ids)
+    others = encoder._other_words(seeded(4))
+    assert {others.get(token, token) for token in nouns}.isdisjoint(nouns)
+    fixed = tokenizer.encode("What is the of? Give me", add_special_tokens=False).ids
+    assert not set(others) & {*fixed, *range(7), *(tokenizer.token_to_id(digit) for digit in "0123456789")}
+
+
+def test_a_word_and_its_capital_are_exchanged_together(encoder, tokenizer):
+    others = encoder._other_words(seeded(5))
+    pairs = 0
+    for token, other in others.items():
+        text = tokenizer.decode([token])
+        capital = tokenizer.token_to_id(text.replace(" ", "Ġ").title()) if text.strip().islower() else None
+        if capital in others and not text.startswith(" "):
+            assert tokenizer.decode([others[capital]]).lower() == tokenizer.decode([other]).lower()
+            pairs += 1
+    assert pairs > 20
 
 
 def test_heads_are_shown_places_before_them(encoder):
@@ -208,21 +237,32 @@ def test_tokens_without_weight_cost_nothing():
 
 @pytest.mark.parametrize("length", [300, 500])
 def test_rates_do_not_depend_on_the_length_before_the_descent(length):
-    recipe = Recipe(steps=length, decay_steps=100, warm_up=10)
+    recipe = Recipe(steps=length, decay_steps=100, warm_up=10, second_steps=50, second_rate=0.5)
     rates = [recipe.rate(step) for step in range(length)]
-    assert rates[:200] == [min(1.0, (step + 1) / 10) for step in range(200)]
-    assert rates[-1] == pytest.approx(0.01)
+    assert recipe.plateau_end == length - 150
+    assert rates[: length - 150] == [min(1.0, (step + 1) / 10) for step in range(length - 150)]
+    assert rates[length - 51] == pytest.approx(0.01)
+
+
+def test_second_hill_is_lower_and_descends_to_nothing():
+    recipe = Recipe(steps=300, decay_steps=100, warm_up=10, second_steps=50, second_rate=0.5)
+    hill = [recipe.rate(step) for step in range(250, 300)]
+    assert max(hill) == pytest.approx(0.5 * 0.84)
+    assert hill[0] == pytest.approx(0.05)
+    assert hill[-1] == pytest.approx(0.01)
+    assert all(rate > 0 for rate in hill)
+    assert recipe.look(251) > recipe.look(299) == pytest.approx(0.1 * recipe.look_weight)
 
 
 def trained(tokenizer, folder, stops):
-    recipe = replace(Recipe(), steps=6, decay_steps=2, processes=1, shape=SMALL)
+    recipe = replace(Recipe(), steps=6, decay_steps=2, second_steps=1, processes=1, shape=SMALL)
     for stop in stops:
         trainer = Trainer(recipe, tokenizer)
         if (folder / "checkpoint.safetensors").exists():
             trainer.load(folder / "checkpoint.safetensors")
         trainer.train(until=stop)
         trainer.save(folder / "checkpoint.safetensors")
-    return trainer.network.state_dict()
+    return trainer.result().state_dict()
 
 
 def test_run_in_two_sittings_gives_the_weights_of_one(tokenizer, tmp_path):
@@ -233,9 +273,24 @@ def test_run_in_two_sittings_gives_the_weights_of_one(tokenizer, tmp_path):
     assert not torch.equal(whole["embedding"], network(seed=0).state_dict()["embedding"])
 
 
+def test_the_result_holds_a_share_of_the_weights_before_the_second_hill(tokenizer):
+    recipe = replace(Recipe(), steps=3, decay_steps=1, second_steps=1, processes=1, shape=SMALL, kept_share=0.25)
+    trainer = Trainer(recipe, tokenizer)
+    trainer.train(until=2)
+    before = {name: weight.clone() for name, weight in trainer.network.state_dict().items()}
+    assert torch.equal(trainer.result().state_dict()["embedding"], before["embedding"])
+    trainer.train(until=3)
+    after, result = trainer.network.state_dict(), trainer.result().state_dict()
+    assert not torch.equal(after["embedding"], before["embedding"])
+    for name, weight in result.items():
+        assert torch.allclose(weight, 0.75 * after[name] + 0.25 * before[name], atol=1e-6)
+
+
 def test_checkpoint_of_another_recipe_is_refused(tokenizer, tmp_path):
     trained(tokenizer, tmp_path, [1])
-    other = Trainer(replace(Recipe(), steps=6, decay_steps=2, processes=1, shape=SMALL, seed=1), tokenizer)
+    other = Trainer(
+        replace(Recipe(), steps=6, decay_steps=2, second_steps=1, processes=1, shape=SMALL, seed=1), tokenizer
+    )
     with pytest.raises(SystemExit, match="another recipe"):
         other.load(tmp_path / "checkpoint.safetensors")
 
