@@ -25,8 +25,8 @@ from splitinfer.schedule import item_bytes
 
 __all__ = ["LosslessCoder", "join", "split"]
 
-# Small tables for repeats: exponents gain by their frequencies, and looking for repeats in large tables took most of the
-# time and found no more.
+# Small tables for repeats: exponents gain by their frequencies, and looking for repeats in large tables took most of
+# the time and found no more.
 _PARAMETERS = zstandard.ZstdCompressionParameters.from_level(1, hash_log=10, chain_log=6, search_log=1)
 _STORED, _COMPRESSED = 0, 1
 _INTEGERS = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}

@@ -71,7 +71,6 @@ class QuantisedCoder:
         self._levels = 2**bits - 1
         self._floats = torch.empty(0)
         self._codes = torch.empty(0, dtype=torch.uint8)
-        self._extremes = torch.empty(0)
 
     def size_bytes(self, shape: SlabShape) -> int:
         """Return the bytes of scales, minima and codes."""
@@ -85,7 +84,7 @@ class QuantisedCoder:
         floats = floats[:, :held]
         floats.copy_(rows)
         for block in _blocks(floats, self._axis, self._group):
-            _quantise(block, scales[block.stats], minima[block.stats], self._levels, self._group_scratch(block))
+            _quantise(block, scales[block.stats], minima[block.stats], self._levels)
         # numpy cuts off straight to bytes; torch does it several times faster only by way of wider integers.
         np.copyto(padded[:, :held].numpy(), floats.numpy(), casting="unsafe")
         if held < shape.rows or codes.numel() > shape.elements:
@@ -115,8 +114,8 @@ class QuantisedCoder:
 
     def wipe(self) -> None:
         """Zero the scratch memory."""
-        for memory in (self._floats, self._codes, self._extremes):
-            memory.zero_()
+        self._floats.zero_()
+        self._codes.zero_()
 
     def _stats_shape(self, shape: SlabShape) -> tuple[int, int, int]:
         if self._axis == "per_channel":
@@ -133,15 +132,6 @@ class QuantisedCoder:
         split = _STAT_BYTES * math.prod(stats_shape)
         scales, minima = slab[:split].view(torch.float16).view(2, *stats_shape)
         return scales, minima, slab[split:]
-
-    def _group_scratch(self, block: _Block) -> torch.Tensor:
-        """Return float32 memory [3, ...] for what is computed of every group: new memory costs a tenth of a slab."""
-        shape = [size for axis, size in enumerate(block.elements.shape) if axis != block.axis]
-        count = 3 * math.prod(shape)
-        if self._extremes.numel() < count:
-            self._extremes.zero_()
-            self._extremes = torch.empty(count)
-        return self._extremes[:count].view(3, *shape)
 
     def _scratch(self, shape: SlabShape, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return float32 rows, and codes one a byte, which 8-bit codes are in the slab itself."""
@@ -162,20 +152,18 @@ def require_carriable(snapshot: CacheSnapshot) -> None:
                 require_carriable_rows(tensor)
 
 
-def _quantise(block: _Block, scales: torch.Tensor, minima: torch.Tensor, levels: int, scratch: torch.Tensor) -> None:
+def _quantise(block: _Block, scales: torch.Tensor, minima: torch.Tensor, levels: int) -> None:
     """Turn a block's elements into codes plus a half, to be cut off, and store their groups' scales and minima."""
-    low, high, margin = scratch
     # Two reductions: `torch.aminmax` along a dimension is several times slower.
-    torch.amin(block.elements, block.axis, out=low)
-    torch.amax(block.elements, block.axis, out=high)
+    low, high = block.elements.amin(block.axis), block.elements.amax(block.axis)
     _require_finite(low, high)
-    minima.copy_(low.sub_(torch.abs(low, out=margin), alpha=_RELATIVE_MARGIN))
-    minimum = low.copy_(minima)
+    minima.copy_(torch.add(low, low.abs(), alpha=-_RELATIVE_MARGIN))
+    minimum = minima.float()
     # Never zero, so that there is an inverse: a group of equal elements has the smallest scale and code 0 or 1.
     scales.copy_(high.sub_(minimum).mul_((1 + _RELATIVE_MARGIN) / levels).add_(_ABSOLUTE_MARGIN))
-    scale = high.copy_(scales)
-    offset = minimum.sub_(scale, alpha=0.5)
-    block.elements.sub_(offset.unsqueeze(block.axis)).mul_(scale.reciprocal_().unsqueeze(block.axis))
+    scale = scales.float()
+    offset = torch.add(minimum, scale, alpha=-0.5).unsqueeze_(block.axis)
+    block.elements.sub_(offset).mul_(scale.reciprocal_().unsqueeze_(block.axis))
 
 
 def _blocks(rows: torch.Tensor, axis: Axis, group: int) -> Iterator[_Block]:
