@@ -50,7 +50,7 @@ CODEC_TEXTS: Mapping[str, str] = MappingProxyType(
         ),
         "q8": "rounded to 8 bits an element",
         "k8v4": "rounded: keys to 8 bits an element, values to 4",
-        "k6v4": "rounded: keys to 6 bits an element, values to 4",
+        "k6v4": "rounded: keys to 6 bits an element, values to 5; the first rows of every 512 to bfloat16",
         "q4": "rounded to 4 bits an element, with which several in a hundred next tokens are others than without it",
         **{
             name: (

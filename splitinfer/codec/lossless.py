@@ -25,7 +25,9 @@ from splitinfer.schedule import item_bytes
 
 __all__ = ["LosslessCoder", "join", "split"]
 
-_LEVEL = 1
+# Small tables for repeats: exponents gain by their frequencies, and looking for repeats in large tables took most of
+# the time and found no more.
+_PARAMETERS = zstandard.ZstdCompressionParameters.from_level(1, hash_log=10, chain_log=6, search_log=1)
 _STORED, _COMPRESSED = 0, 1
 _INTEGERS = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
 Words = NDArray[Any]
@@ -65,7 +67,7 @@ class LosslessCoder:
     is_variable = True
 
     def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        self._compressor = zstandard.ZstdCompressor(compression_params=_PARAMETERS)
         self._decompressor = zstandard.ZstdDecompressor()
         self._words: Plane = np.empty(0, dtype=np.uint8)
         self._plane: Plane = np.empty(0, dtype=np.uint8)

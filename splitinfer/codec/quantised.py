@@ -1,11 +1,11 @@
-"""The lossy coders: rows -> 8, 6 or 4 bits an element with an fp16 scale and minimum a group, and back; both sides.
+"""The lossy coders: rows -> 8, 6, 5 or 4 bits an element with an fp16 scale and minimum a group, and back; both sides.
 
     slab = scales (fp16) || minima (fp16) || codes (`packing`)          padding is zero in all three
     element = minimum + code x scale                                    computed in float32
 
-`per_channel` groups up to 64 neighbouring rows of one head and channel: the channels of keys differ in size far more
+`per_channel` groups neighbouring rows of one head and channel, 64 or 128: the channels of keys differ in size far more
 than their rows do (KIVI, Liu et al., ICML 2024). `per_token` groups up to 64 neighbouring channels of one row.
-Groups start at a slab's first row, and a slab never crosses a token range.
+Groups start at the first row, and a slab never crosses a token range.
 
 The error: scale and minimum are rounded outwards, so that a group's range is covered and no code is cut off. An element
 is off by at most scale / 2, but for float32 rounding (below scale / 16), and then rounded to the cache's dtype.
@@ -27,7 +27,16 @@ from splitinfer.codec.coder import SlabShape
 from splitinfer.errors import CodecError, LayoutMismatchError
 from splitinfer.handoff import TensorName
 
-__all__ = ["GROUP", "MAX_ABSOLUTE", "ROUNDED", "Axis", "QuantisedCoder", "require_carriable"]
+__all__ = [
+    "GROUP",
+    "MAX_ABSOLUTE",
+    "MAX_FP16",
+    "ROUNDED",
+    "Axis",
+    "QuantisedCoder",
+    "require_carriable",
+    "require_carriable_rows",
+]
 
 ROUNDED: tuple[TensorName, ...] = ("keys", "values")
 
@@ -35,7 +44,7 @@ Axis = Literal["per_channel", "per_token"]
 
 GROUP = 64
 MAX_ABSOLUTE = 2.0**15
-_MAX_FP16 = 65504.0
+MAX_FP16 = 65504.0
 # Half of fp16's spacing is at most 2^-11 of a normal number, and 2^-25 below them. A scale is at least the latter's
 # double, so that a minimum rounded up by 2^-25 cuts nothing off.
 _RELATIVE_MARGIN, _ABSOLUTE_MARGIN = 2.0**-10, 2.0**-24
@@ -57,8 +66,8 @@ class QuantisedCoder:
 
     is_variable = False
 
-    def __init__(self, *, bits: int, axis: Axis) -> None:
-        self._bits, self._axis = bits, axis
+    def __init__(self, *, bits: int, axis: Axis, group: int = GROUP) -> None:
+        self._bits, self._axis, self._group = bits, axis, group
         self._levels = 2**bits - 1
         self._floats = torch.empty(0)
         self._codes = torch.empty(0, dtype=torch.uint8)
@@ -74,7 +83,7 @@ class QuantisedCoder:
         held, padded = rows.shape[1], _as_rows(codes, shape)
         floats = floats[:, :held]
         floats.copy_(rows)
-        for block in _blocks(floats, self._axis):
+        for block in _blocks(floats, self._axis, self._group):
             _quantise(block, scales[block.stats], minima[block.stats], self._levels)
         # numpy cuts off straight to bytes; torch does it several times faster only by way of wider integers.
         np.copyto(padded[:, :held].numpy(), floats.numpy(), casting="unsafe")
@@ -99,7 +108,7 @@ class QuantisedCoder:
         _require_usable(scale, minimum, self._levels)
         floats = floats[:, :held]
         floats.copy_(padded[:, :held])
-        for block in _blocks(floats, self._axis):
+        for block in _blocks(floats, self._axis, self._group):
             block.elements.mul_(_at(scale, block)).add_(_at(minimum, block))
         rows.copy_(floats)
 
@@ -110,12 +119,12 @@ class QuantisedCoder:
 
     def _stats_shape(self, shape: SlabShape) -> tuple[int, int, int]:
         if self._axis == "per_channel":
-            return shape.heads, -(-shape.rows // GROUP), shape.dim
-        return shape.heads, shape.rows, -(-shape.dim // GROUP)
+            return shape.heads, -(-shape.rows // self._group), shape.dim
+        return shape.heads, shape.rows, -(-shape.dim // self._group)
 
     def _used(self, held: int) -> int:
         """Return how far the stats of `held` true rows reach."""
-        return -(-held // GROUP) if self._axis == "per_channel" else held
+        return -(-held // self._group) if self._axis == "per_channel" else held
 
     def _parts(self, slab: torch.Tensor, shape: SlabShape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """View a slab as scales and minima [heads, groups, dim] or [heads, rows, groups], and packed codes."""
@@ -140,7 +149,7 @@ def require_carriable(snapshot: CacheSnapshot) -> None:
     for layer in snapshot.layers:
         for name in ROUNDED:
             if (tensor := layer.get(name)) is not None:
-                _require_carriable(tensor)
+                require_carriable_rows(tensor)
 
 
 def _quantise(block: _Block, scales: torch.Tensor, minima: torch.Tensor, levels: int) -> None:
@@ -157,17 +166,17 @@ def _quantise(block: _Block, scales: torch.Tensor, minima: torch.Tensor, levels:
     block.elements.sub_(offset).mul_(scale.reciprocal_().unsqueeze_(block.axis))
 
 
-def _blocks(rows: torch.Tensor, axis: Axis) -> Iterator[_Block]:
+def _blocks(rows: torch.Tensor, axis: Axis, group: int) -> Iterator[_Block]:
     """Cut rows [heads, rows, dim] into whole groups, and a last block of shorter ones."""
     heads, held, dim = rows.shape
     dimension, length = (1, held) if axis == "per_channel" else (2, dim)
-    whole = length // GROUP * GROUP
+    whole = length // group * group
     for start, stop in ((0, whole), (whole, length)):
         if start == stop or not rows.numel():
             continue
-        size = min(GROUP, stop - start)
+        size = min(group, stop - start)
         part = rows.narrow(dimension, start, stop - start)
-        groups = slice(start // GROUP, -(-stop // GROUP))
+        groups = slice(start // group, -(-stop // group))
         if axis == "per_channel":
             yield _Block(part.view(heads, -1, size, dim), (slice(None), groups), 2)
         else:
@@ -182,7 +191,8 @@ def _at(stats: torch.Tensor, block: _Block) -> torch.Tensor:
     return stats[block.stats].unsqueeze(block.axis)
 
 
-def _require_carriable(elements: torch.Tensor) -> None:
+def require_carriable_rows(elements: torch.Tensor) -> None:
+    """Raise CodecError where an element is NaN, infinite or beyond +-32,768."""
     # Floats of one sign are ordered as their bits are, NaN and infinity above all numbers; integers compare faster.
     signed, unsigned = _INTEGERS[elements.itemsize]
     bits = elements.view(signed).numpy()
@@ -208,7 +218,7 @@ def _not_carriable() -> CodecError:
 def _require_usable(scales: torch.Tensor, minima: torch.Tensor, levels: int) -> None:
     # Written so that NaN does not pass; the top of a group must be finite in every dtype.
     top = torch.add(minima.abs(), scales, alpha=levels)
-    if scales.numel() and not (float(scales.amin()) >= 0 and float(top.amax()) <= _MAX_FP16):
+    if scales.numel() and not (float(scales.amin()) >= 0 and float(top.amax()) <= MAX_FP16):
         raise LayoutMismatchError("a scale or minimum is negative, not finite, or too large")
 
 

@@ -15,9 +15,11 @@ from splitinfer.egress.verification import verify
 from splitinfer.errors import AuthenticationError, RemoteRefusedError, TransportError, VerificationError
 from splitinfer.handoff import CloudReply, Route, Segment, Source
 from splitinfer.model.engine import Engine
+from splitinfer.model.loading import load
 from splitinfer.sealing.resume import StateAnswer, StateBody, sign_state
 from splitinfer.sealing.signing import signer
 from splitinfer.segments import note, public, question
+from splitinfer.session import load_artefact
 from splitinfer.transport.http import HttpTransport
 from tests.support.http_exchange import served
 from tests.support.lost_connections import Cut, CuttingCloud, breaking_proxy
@@ -74,6 +76,23 @@ def test_a_cut_anywhere_is_gone_on_after_with_the_same_tokens_and_a_receipt(
         assert outcome["bytes_sent"] == sum(call["bytes_sent"] for call in outcome["calls"]), cut
         assert answer.receipt.body.ciphertext_root == outcome["calls"][-1]["sent_root"], cut
     verify(pair.device.audit, pair.device.key("checkpoint").public_key())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cut_transfer_in_a_calibrated_codec_goes_on_with_the_same_tokens(
+    mode: str, pair: Paired, engine: Engine, segments: list[Segment]
+) -> None:
+    policy = policy_of(mode, transfer={"codec": "ftc1-1", "allow_uncertified": True})
+    on_cloud, held = Engine(load("embedded")), load_artefact(engine, home=pair.cloud)
+    expected = pair.run(policy, segments, engine, pair.service(on_cloud, artefact=held), max_new_tokens=TOKENS)
+    sent, received = (int(str(expected.egress.calls[1][name])) for name in ("bytes_sent", "bytes_received"))
+    way, total = ("up", sent) if mode == "sealed-decode" else ("down", received)
+    for part in (0.2, 0.5, 0.99):
+        cloud = CuttingCloud(pair.service(on_cloud, artefact=held), Cut(**{way: int(total * part)}))
+        answer = pair.run(policy, segments, engine, cloud, max_new_tokens=TOKENS)
+        assert (answer.token_ids, answer.is_fallback) == (expected.token_ids, False), part
+        assert answer.receipt is not None, part
+        assert Route.RESUME in cloud.routes, part
 
 
 def test_the_bytes_of_all_calls_stay_within_what_the_intent_announced(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from splitinfer.codec.transform.planes import Width, widths_of
-from splitinfer.codec.transform.tables import codes_of, thresholds
+from splitinfer.codec.transform.tables import Cells
 
 __all__ = ["Group", "GroupAtLevel"]
 
@@ -58,6 +58,7 @@ class Group:
             decoder=decoder,
             mean=self.mean,
             centroids=tuple(centroids[width.bits] for width in widths),
+            cells=tuple(Cells.of(centroids[width.bits]) for width in widths),
         )
 
 
@@ -71,6 +72,7 @@ class GroupAtLevel:
     decoder: torch.Tensor = field(repr=False)
     mean: torch.Tensor = field(repr=False)
     centroids: tuple[torch.Tensor, ...] = field(repr=False)
+    cells: tuple[Cells, ...] = field(repr=False)
 
     @property
     def components(self) -> int:
@@ -84,9 +86,9 @@ class GroupAtLevel:
     def codes(self, values: torch.Tensor) -> torch.Tensor:
         """Return the codes [r, rows] of values [r, rows]."""
         codes = torch.empty(values.shape, dtype=torch.uint8)
-        for width, centroids in zip(self.widths, self.centroids, strict=True):
+        for width, cells in zip(self.widths, self.cells, strict=True):
             part = slice(width.start, width.stop)
-            codes_of(values[part], thresholds(centroids).tolist(), codes[part])
+            cells.codes(values[part], codes[part])
         return codes
 
     def rows(self, codes: torch.Tensor) -> torch.Tensor:

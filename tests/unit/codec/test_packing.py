@@ -41,12 +41,20 @@ def test_four_bits_are_halves() -> None:
     assert packed.tolist() == [0x31, 0x42]
 
 
+def test_five_bits_are_halves_and_the_upper_bits_of_eighths() -> None:
+    packed = torch.empty(5, dtype=torch.uint8)
+    pack(torch.tensor([1, 18, 3, 20, 5, 6, 23, 8], dtype=torch.uint8), packed, bits=5)
+    assert packed.tolist() == [0x51, 0x62, 0x73, 0x84, 0b01001010]
+
+
 def test_six_bits_are_quarters_with_the_last_spread_over_the_others() -> None:
     packed = torch.empty(3, dtype=torch.uint8)
     pack(torch.tensor([1, 2, 3, 0b111001], dtype=torch.uint8), packed, bits=6)
     assert packed.tolist() == [1 | 0b01 << 6, 2 | 0b10 << 6, 3 | 0b11 << 6]
 
 
-@pytest.mark.parametrize(("elements", "sizes"), [(0, (0, 0, 0)), (1, (1, 3, 1)), (5, (3, 6, 5)), (8, (4, 6, 8))])
-def test_a_last_unit_is_filled_up(elements: int, sizes: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("elements", "sizes"), [(0, (0, 0, 0, 0)), (1, (1, 5, 3, 1)), (5, (3, 5, 6, 5)), (8, (4, 5, 6, 8))]
+)
+def test_a_last_unit_is_filled_up(elements: int, sizes: tuple[int, int, int, int]) -> None:
     assert tuple(packed_bytes(elements, bits) for bits in BITS) == sizes

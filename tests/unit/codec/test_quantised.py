@@ -16,8 +16,8 @@ from splitinfer.errors import CodecError, LayoutMismatchError
 from splitinfer.schedule import RANGE_TOKENS
 
 AXES: tuple[Axis, ...] = ("per_channel", "per_token")
-axes, bit_counts, dtypes = st.sampled_from(AXES), st.sampled_from((4, 6, 8)), st.sampled_from(sorted(DTYPES))
-CASES = [(axis, bits) for axis in AXES for bits in (4, 6, 8)]
+axes, bit_counts, dtypes = st.sampled_from(AXES), st.sampled_from((4, 5, 6, 8)), st.sampled_from(sorted(DTYPES))
+CASES = [(axis, bits) for axis in AXES for bits in (4, 5, 6, 8)]
 
 
 def encoded(coder: QuantisedCoder, rows: torch.Tensor, shape: SlabShape) -> torch.Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from splitinfer.codec.transform.levels import LEVELS, MAX_BITS, allocate, codec_name, level_of
 from splitinfer.codec.transform.planes import pack, plane_count, unpack, widths_of
 from splitinfer.codec.transform.rotation import Rotation
-from splitinfer.codec.transform.tables import centroids_of, codes_of, error_of, thresholds
+from splitinfer.codec.transform.tables import Cells, centroids_of, error_of, thresholds
 
 # Lloyd-Max for the normal distribution (Max 1960, table 1), by bits.
 NORMAL_ERRORS = {1: 0.3634, 2: 0.1175, 3: 0.0345}
@@ -28,9 +28,28 @@ def test_codes_name_the_nearest_centroid(bits: int) -> None:
     centroids = torch.from_numpy(np.sort(NORMAL[: 2**bits])).float()
     values = torch.from_numpy(NORMAL[:500]).float()
     codes = torch.empty(500, dtype=torch.uint8)
-    codes_of(values, thresholds(centroids).tolist(), codes)
+    Cells.of(centroids).codes(values, codes)
     nearest = (values.unsqueeze(1) - centroids).abs().amin(1)
     assert torch.allclose((values - centroids[codes.long()]).abs(), nearest, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 7])
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_a_value_at_a_limit_gets_the_cell_that_a_search_finds(bits: int, shift: float) -> None:
+    centroids = torch.from_numpy(centroids_of(NORMAL, bits=bits) + shift).float()
+    limits = thresholds(centroids)
+    values = torch.cat([limits, limits.nextafter(limits + 1), limits.nextafter(limits - 1), limits + 1e9, limits - 1e9])
+    codes = torch.empty(len(values), dtype=torch.uint8)
+    Cells.of(centroids).codes(values, codes)
+    assert codes.tolist() == torch.bucketize(values, limits).tolist()
+
+
+def test_limits_too_close_for_a_grid_are_searched() -> None:
+    centroids = torch.tensor([*range(14), 14.0, 14.0 + 2e-6])
+    values = torch.linspace(-1, 16, 200)
+    codes = torch.empty(200, dtype=torch.uint8)
+    Cells.of(centroids).codes(values, codes)
+    assert codes.tolist() == torch.bucketize(values, thresholds(centroids)).tolist()
 
 
 @settings(deadline=None, max_examples=30)
