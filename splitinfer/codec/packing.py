@@ -39,7 +39,7 @@ def pack(codes: torch.Tensor, packed: torch.Tensor, *, bits: int) -> None:
         torch.mul(high, 16, out=packed)
         packed.bitwise_or_(low)
     elif bits == 5 and codes.numel():
-        lower, upper = packed.split((codes.numel() // 2, codes.numel() // 8))
+        lower, upper = packed.tensor_split([codes.numel() // 2])
         pack(codes.bitwise_and(15), lower, bits=4)
         upper.zero_()
         for shift, eighth in enumerate(codes.chunk(8)):
@@ -61,7 +61,7 @@ def unpack(packed: torch.Tensor, codes: torch.Tensor, *, bits: int) -> None:
         torch.bitwise_and(packed, 15, out=low)
         torch.bitwise_right_shift(packed, 4, out=high)
     elif bits == 5 and codes.numel():
-        lower, upper = packed.split((codes.numel() // 2, codes.numel() // 8))
+        lower, upper = packed.tensor_split([codes.numel() // 2])
         unpack(lower, codes, bits=4)
         for shift, eighth in enumerate(codes.chunk(8)):
             eighth.bitwise_or_(upper.bitwise_right_shift(shift).bitwise_and_(1).mul_(16))
